@@ -1,0 +1,2 @@
+"""fastresnet."""
+__version__ = "0.1.0"
