@@ -39,8 +39,8 @@ def num_steps(num_members: int, spec: LoaderSpec) -> int:
 def plan_epoch(split: Split, spec: LoaderSpec, epoch: int) -> EpochPlan:
     """Return this rank's plan of ``epoch``, a function of the arguments alone (order contract).
 
-    The global order is cut into global batches; of each, a rank takes a contiguous slice. A last incomplete batch is
-    cut as evenly as it goes, the lower ranks taking one sample more.
+    The global order is cut into global batches; of each, a rank takes a contiguous slice. A last incomplete
+    batch is cut as evenly as it goes, the lower ranks taking one sample more.
     """
     members = split.members
     order = permutation(stream(spec.seed, Purpose.ORDER, epoch), members) if spec.shuffle else members

@@ -1,4 +1,4 @@
-"""What every loader backend takes and gives: :class:`Split`, :class:`LoaderSpec`, :class:`Batch`, :class:`Loader`."""
+"""What every loader backend takes and gives: Split, LoaderSpec, Batch, Loader."""
 
 from __future__ import annotations
 

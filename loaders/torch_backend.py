@@ -1,0 +1,118 @@
+"""The ``torch`` backend: a DataLoader over the pack, its workers told each batch's samples and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastresnet.errors import UserError
+from fastresnet.loaders.epoch import Epoch, EpochCursor
+from fastresnet.loaders.gather import gather
+from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
+from fastresnet.loaders.registry import register
+
+
+class PackDataset(Dataset[torch.Tensor]):
+    """Batches of a pack, asked for by a table of rows (sample index, crop y, crop x, flip)."""
+
+    def __init__(self, images: NDArray[np.uint8], spec: LoaderSpec) -> None:
+        self.images = images
+        self.spec = spec
+
+    def __getitem__(self, table: NDArray[np.int64]) -> torch.Tensor:
+        """Return uint8 [B, H, W, 3] for ``table``, int64 [4, B]."""
+        out = torch.empty((table.shape[1], *self.images.shape[1:]), dtype=torch.uint8)
+        gather(
+            self.images, table[0], table[1], table[2], table[3].astype(np.bool_), out.numpy(),
+            padding=self.spec.padding, padding_mode=self.spec.padding_mode,
+        )  # fmt: skip
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a spawned worker the memory map's place, not its bytes."""
+        state = self.__dict__.copy()
+        if isinstance(self.images, np.memmap) and self.images.filename is not None:
+            state["images"] = (str(self.images.filename), self.images.offset, self.images.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the pack again."""
+        if isinstance(state["images"], tuple):
+            path, offset, shape = state["images"]
+            state["images"] = np.memmap(path, np.uint8, "r", offset, shape)
+        self.__dict__.update(state)
+
+
+class TableSampler(Sampler[Any], Sized):
+    """Yields each step's table; workers learn the epoch from it and from nothing else."""
+
+    def __init__(self) -> None:
+        self.epoch: Epoch | None = None
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """Yield int64 [4, B] per step."""
+        assert self.epoch is not None
+        plan = self.epoch.plan
+        for step in self.epoch.steps:
+            rows = self.epoch.rows(step)
+            yield np.stack([plan.indices[rows], plan.crop_y[rows], plan.crop_x[rows], plan.flips[rows]])
+
+    def __len__(self) -> int:
+        """Steps left in the epoch."""
+        return len(self.epoch.steps) if self.epoch is not None else 0
+
+
+class TorchLoader(EpochCursor):
+    """See the module."""
+
+    def __init__(self, split: Split, spec: LoaderSpec, device: torch.device, workers: int) -> None:
+        super().__init__(split, spec)
+        self._device = device
+        self._sampler = TableSampler()
+        self._data_loader: DataLoader[torch.Tensor] | None = DataLoader(
+            PackDataset(split.images, spec),
+            sampler=self._sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the epoch's batches from the start step on."""
+        epoch = self.begin()
+        self._sampler.epoch = epoch
+        assert self._data_loader is not None
+        return self._iterate(epoch, iter(self._data_loader))
+
+    def _iterate(self, epoch: Epoch, tables: Iterator[torch.Tensor]) -> Iterator[Batch]:
+        labels = torch.from_numpy(epoch.labels).to(self._device)
+        indices = torch.from_numpy(epoch.plan.indices).to(self._device)
+        for step in epoch.steps:
+            try:
+                images = next(tables)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+                raise UserError(f"the torch loader failed: {type(error).__name__}: {reason}") from error
+            rows = epoch.rows(step)
+            images = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            yield Batch(images, labels[rows], indices[rows])
+
+    def close(self) -> None:
+        """Stop the worker processes; calling it again does nothing."""
+        data_loader, self._data_loader = self._data_loader, None
+        workers = getattr(data_loader, "_iterator", None)
+        if workers is not None and hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
+        super().close()
+
+
+@register("torch")
+def open_torch(split: Split, spec: LoaderSpec, device: torch.device, *, workers: int) -> Loader:
+    """Open the ``torch`` backend with ``workers`` processes (0: in this process)."""
+    return TorchLoader(split, spec, device, workers)
