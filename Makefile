@@ -1,0 +1,45 @@
+# fastresnet: `make train` and `make test` are all a fresh clone needs. The first call sets everything up in .venv.
+
+# What to pass on, only ever from the command line: make train DATA="my photos" ARGS="--arch resnet24 --epochs 2"
+ARGS =
+DATA =
+export DATA
+
+STAMP := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup venv train test lint clean FORCE
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  DATA=...         data for train: a folder, a tar(.xz/.gz), an .npz or `shapes`; without it, CIFAR-10'
+	@echo '  ARGS="..."       passed on to `fastresnet train` or to pytest'
+	@echo '  PYTHON=...       the Python that .venv is made with (3.11 or newer)'
+	@echo '  TORCH_INDEX=...  the package index that torch and torchvision are taken from'
+
+setup: $(STAMP) ## make .venv: torch for this machine, fastresnet, and what its tests need
+venv: setup
+
+$(STAMP): pyproject.toml constraints.txt .ci/setup
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash .ci/setup
+
+# Another index is asked for by name, so the set-up runs again even where it is done.
+ifneq ($(TORCH_INDEX),)
+$(STAMP): FORCE
+endif
+
+train: $(STAMP) ## train (DATA and ARGS are passed on)
+	@.venv/bin/fastresnet train $${DATA:+--data "$$DATA"} $(ARGS)
+
+test: $(STAMP) ## run the tests (ARGS is passed on, as in ARGS="-k order")
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style, imports, formatting and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy -p fastresnet
+
+clean: ## remove what builds and tests leave; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
