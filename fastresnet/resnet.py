@@ -1,0 +1,183 @@
+"""Build the PyTorch module of an :class:`~fastresnet.arch.ArchSpec`.
+
+Blocks as in He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016): activation after the
+residual add, projection shortcuts where stride or width changes; the bottleneck's stride is on its middle
+convolution. Module paths are those of ``spec.layers()``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastresnet.arch import ArchSpec
+from fastresnet.kernels.norm_act import BatchNormAct2d, NormActivation
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, BN, activation: the stem and the projection shortcuts."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, activation: NormActivation, kernels: str
+    ) -> None:
+        super().__init__()
+        self.conv = _conv(inputs, outputs, kernel, stride)
+        self.norm = BatchNormAct2d(outputs, activation, kernels=kernels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+class _Block(nn.Module):
+    """What both blocks share: the shortcut, the dropout before the last convolution."""
+
+    def __init__(self, spec: ArchSpec, stage: int, inputs: int, stride: int, kernels: str) -> None:
+        super().__init__()
+        width = spec.channels[stage]
+        outputs = width * spec.expansion
+        self._add_convs(spec, inputs, width, spec.kernels[stage], stride, kernels)
+        self.dropout = _dropout(spec.dropout.block)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            kernel = spec.shortcut_kernels[stage]
+            self.shortcut = ConvNorm(inputs, outputs, kernel, stride, "identity", kernels)
+
+    def _add_convs(
+        self, spec: ArchSpec, inputs: int, width: int, kernel: int, stride: int, kernels: str
+    ) -> None:
+        raise NotImplementedError
+
+
+class BasicBlock(_Block):
+    """Two FxF convolutions; the second norm takes the shortcut."""
+
+    def _add_convs(
+        self, spec: ArchSpec, inputs: int, width: int, kernel: int, stride: int, kernels: str
+    ) -> None:
+        self.conv1 = _conv(inputs, width, kernel, stride)
+        self.norm1 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+        self.conv2 = _conv(width, width, kernel)
+        self.norm2 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+
+    @property
+    def last_norm(self) -> BatchNormAct2d:
+        """The norm whose output the shortcut is added to."""
+        return self.norm2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.dropout(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(y), residual=self.shortcut(x))
+
+
+class BottleneckBlock(_Block):
+    """1x1, FxF and 1x1 convolutions, the last to four times the width."""
+
+    def _add_convs(
+        self, spec: ArchSpec, inputs: int, width: int, kernel: int, stride: int, kernels: str
+    ) -> None:
+        outputs = width * spec.expansion
+        self.conv1 = _conv(inputs, width, 1)
+        self.norm1 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+        self.conv2 = _conv(width, width, kernel, stride)
+        self.norm2 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+        self.conv3 = _conv(width, outputs, 1)
+        self.norm3 = BatchNormAct2d(outputs, spec.activation, kernels=kernels)
+
+    @property
+    def last_norm(self) -> BatchNormAct2d:
+        """The norm whose output the shortcut is added to."""
+        return self.norm3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(self.conv1(x))
+        y = self.dropout(self.norm2(self.conv2(y)))
+        return self.norm3(self.conv3(y), residual=self.shortcut(x))
+
+
+class Stage(nn.Module):
+    """The blocks of one stage, then its dropout."""
+
+    def __init__(self, spec: ArchSpec, stage: int, inputs: int, kernels: str) -> None:
+        super().__init__()
+        kind = BottleneckBlock if spec.block == "bottleneck" else BasicBlock
+        outputs = spec.channels[stage] * spec.expansion
+        self.blocks = nn.ModuleList(
+            kind(spec, stage, outputs if j else inputs, 2 if stage and not j else 1, kernels)
+            for j in range(spec.blocks[stage])
+        )
+        self.dropout = _dropout(spec.dropout.stage)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.dropout(x)
+
+
+class ResNet(nn.Module):
+    """A spec's network. Input: float [B, 3, H, W], normalised; output: logits [B, num_classes].
+
+    Attributes:
+        spec, num_classes, image_size: what it was built from; H = W = image_size.
+    """
+
+    def __init__(self, spec: ArchSpec, num_classes: int, image_size: int, kernels: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.stem = ConvNorm(3, spec.stem_width, spec.stem, 1, spec.activation, kernels)
+        outputs = [width * spec.expansion for width in spec.channels]
+        self.stages = nn.ModuleList(
+            Stage(spec, i, outputs[i - 1] if i else spec.stem_width, kernels) for i in range(spec.num_stages)
+        )
+        last = spec.map_sizes(image_size)[-1]
+        pooled = spec.pooled_size(image_size)
+        # the whole map as a mean: one reduction that compilers fuse, and the same numbers
+        window = last if spec.pool is None else spec.pool
+        self.pool = nn.AdaptiveAvgPool2d(1) if window == last else nn.AvgPool2d(window)
+        self.dropout = _dropout(spec.dropout.head)
+        self.head = nn.Linear(outputs[-1] * pooled**2, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self.dropout(self.pool(x).flatten(1)))
+
+
+def build_model(
+    spec: ArchSpec,
+    num_classes: int = 10,
+    image_size: int = 32,
+    *,
+    zero_gamma: bool = False,
+    kernels: str = "eager",
+) -> ResNet:
+    """Return the float32 module of ``spec`` with torch's default initialisation, which the caller seeds.
+
+    Args:
+        spec: the architecture.
+        num_classes: length of the logits.
+        image_size: side of the square images, in pixels; with a fixed P it decides the head's size.
+        zero_gamma: start the last norm's weight of every block at zero, so that blocks begin as their
+            shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+        kernels: implementation of :class:`BatchNormAct2d`.
+
+    Raises:
+        UserError: the spec does not take this image size, fewer than 2 classes, or unknown kernels.
+    """
+    spec.layers(num_classes, image_size)
+    model = ResNet(spec, num_classes, image_size, kernels)
+    if zero_gamma:
+        for module in model.modules():
+            if isinstance(module, BasicBlock | BottleneckBlock):
+                nn.init.zeros_(module.last_norm.weight)
+    return model
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _dropout(rate: float) -> nn.Module:
+    return nn.Dropout(rate) if rate else nn.Identity()
