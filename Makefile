@@ -19,6 +19,7 @@ help: ## show this list
 	@echo '  TORCH_INDEX=...  the package index that torch and torchvision are taken from'
 
 setup: $(STAMP) ## make .venv: torch for this machine, fastresnet, and what its tests need
+	@:
 venv: setup
 
 $(STAMP): pyproject.toml constraints.txt .ci/setup
