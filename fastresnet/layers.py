@@ -32,7 +32,7 @@ class Layer:
 
 
 def list_layers(spec: ArchSpec, num_classes: int, image_size: int) -> list[Layer]:
-    """Return every layer of ``spec``, a block's shortcut last; :meth:`ArchSpec.layers` checks the arguments first."""
+    """Return every layer, a block's shortcut last; :meth:`ArchSpec.layers` checks the arguments first."""
     layers = _conv_norm("stem.{}", (3, spec.stem_width), spec.stem, 1, image_size, spec.activation)
     inputs, side = spec.stem_width, image_size
     for stage, stage_side in enumerate(spec.map_sizes(image_size)):
