@@ -1,0 +1,86 @@
+"""The cache folder, and how anything is put into it: under a lock, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastresnet.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def cache_folder() -> Path:
+    """Return ``$FASTRESNET_CACHE``, else ``~/.cache/fastresnet``; it need not exist."""
+    chosen = os.environ.get("FASTRESNET_CACHE")
+    return Path(chosen).expanduser() if chosen else Path("~/.cache/fastresnet").expanduser()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError while ``doing`` something in the cache folder into one UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"the disk is full while {doing} in {cache_folder()}; free some space or set FASTRESNET_CACHE to a "
+                "folder on another disk"
+            ) from error
+        raise UserError(
+            f"{doing} in {cache_folder()} failed: {error.strerror or error}; set FASTRESNET_CACHE to a folder that "
+            "can be written"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file ``path``, alone among threads and processes; calls ``waiting`` if another has it.
+
+    The kernel frees the lock of a process that dies. The file stays: removing it would let two hold "the" lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``final``; rename it there if the body succeeds, else remove it.
+
+    Call it under a lock of ``final``'s own: what a killed process left is then known to be nobody's, and removed. The
+    body fsyncs the files that it writes.
+    """
+    temporary = final.with_name(f".{final.name}.partial")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        os.rename(temporary, final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
