@@ -1,0 +1,150 @@
+"""Optimizers of a recipe: torch's own, Muon, and Lookahead around any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastresnet import recipe_parts as parts
+from fastresnet.muon import Muon
+
+
+def build_optimizer(model: nn.Module, part: parts.Optimizer) -> torch.optim.Optimizer | Lookahead:
+    """Return the optimizer of ``model``'s parameters, on the device where they are now.
+
+    Each parameter group holds ``base_lr``, which :func:`set_lr` multiplies. Decay is coupled (in ``weight_decay``)
+    or decoupled (in ``decoupled_decay``, applied before each step).
+    """
+    groups = _groups(model, part)
+    fused = all(p.is_cuda for group in groups for p in group["params"])
+    decoupled = getattr(part, "decoupled", False)
+    # A fused step under a loss scale may skip itself on the device; decoupled decay would not know.
+    fast: dict[str, Any] = {"fused": True} if fused and not decoupled else {"foreach": True}
+    optimizer: torch.optim.Optimizer
+    if isinstance(part, parts.Adadelta):
+        optimizer = torch.optim.Adadelta(groups, lr=part.lr, rho=part.rho, eps=part.eps, foreach=True)
+    elif isinstance(part, parts.Adagrad):
+        optimizer = torch.optim.Adagrad(
+            groups,
+            lr=part.lr,
+            lr_decay=part.lr_decay,
+            initial_accumulator_value=part.initial_accumulator_value,
+            eps=part.eps,
+            foreach=True,
+        )
+    elif isinstance(part, parts.Adam):
+        optimizer = torch.optim.Adam(groups, lr=part.lr, betas=part.betas, eps=part.eps, **fast)
+    elif isinstance(part, parts.AdamW):
+        optimizer = torch.optim.AdamW(groups, lr=part.lr, betas=part.betas, eps=part.eps, **fast)
+    elif isinstance(part, parts.Sgd):
+        nesterov = part.name == "sgdn"
+        optimizer = torch.optim.SGD(groups, lr=part.lr, momentum=part.momentum, nesterov=nesterov, **fast)
+    else:
+        optimizer = Muon(groups)
+    if decoupled and part.weight_decay:
+        optimizer.register_step_pre_hook(_decay)
+    return Lookahead(optimizer, part.lookahead) if part.lookahead else optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer | Lookahead, factor: float) -> None:
+    """Set every group's lr to ``factor`` times its ``base_lr``."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(group["base_lr"] * factor)
+        else:
+            group["lr"] = group["base_lr"] * factor
+
+
+def _groups(model: nn.Module, part: parts.Optimizer) -> list[dict[str, Any]]:
+    """Return one group for each distinct treatment of parameters, in the order of first use."""
+    bn_biases = {
+        id(module.bias) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    decoupled = getattr(part, "decoupled", False)
+    muon = part if isinstance(part, parts.Muon) else None
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    for p in model.parameters():
+        if not p.requires_grad:
+            continue
+        orthogonal = muon is not None and p.ndim == 4
+        scale = part.bn_bias_lr_scale if id(p) in bn_biases else 1.0
+        lr = (part.lr if muon is None or orthogonal else muon.other_lr) * scale
+        # lr x decay is what pulls a weight to zero: a faster lr is not to decay it faster.
+        decay = part.weight_decay / scale if part.decay == "all" or p.ndim > 1 else 0.0
+        group = groups.setdefault((lr, decay, orthogonal), {"params": []})
+        group["params"].append(p)
+        group |= {"lr": lr, "base_lr": lr, "weight_decay": 0.0 if decoupled else decay}
+        if decoupled:
+            group["decoupled_decay"] = decay
+        if muon is not None:
+            group |= {
+                "orthogonal": orthogonal,
+                "momentum": muon.momentum if orthogonal else muon.other_momentum,
+                "ns_steps": muon.ns_steps,
+                "normalise_filters": muon.normalise_filters,
+            }
+    return list(groups.values())
+
+
+@torch.no_grad()
+def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Shrink each group's weights by lr x decoupled_decay (Loshchilov and Hutter 2019)."""
+    for group in optimizer.param_groups:
+        if group["decoupled_decay"]:
+            weights = [p for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["decoupled_decay"])
+
+
+class Lookahead:
+    """An optimizer whose weights go back to slow weights every ``k`` steps, which move by ``alpha`` towards them.
+
+    Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back". The slow weights start as the weights at
+    construction, or as those in a loaded state.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, part: parts.Lookahead) -> None:
+        self.inner = inner
+        self.part = part
+        self.num_steps = 0
+        self.slow = [p.detach().clone() for p in self._weights()]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's groups."""
+        return self.inner.param_groups
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [p for group in self.inner.param_groups for p in group["params"]]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.inner.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step the inner optimizer; every ``k``-th time, move the slow weights and set the weights to them."""
+        self.inner.step()
+        self.num_steps += 1
+        if self.num_steps % self.part.k == 0:
+            weights = self._weights()
+            torch._foreach_lerp_(self.slow, weights, self.part.alpha)
+            torch._foreach_copy_(weights, self.slow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner state, the slow weights in the order of the groups, and the count of steps."""
+        return {"inner": self.inner.state_dict(), "slow": list(self.slow), "num_steps": self.num_steps}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of :meth:`state_dict`."""
+        self.inner.load_state_dict(state["inner"])
+        _copy(self.slow, state["slow"])
+        self.num_steps = state["num_steps"]
+
+
+def _copy(to: list[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+    for target, value in zip(to, values, strict=True):
+        target.copy_(value)

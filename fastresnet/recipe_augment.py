@@ -1,0 +1,128 @@
+"""The augmentations a recipe may list; the parameters are torchvision's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fastresnet.recipe_parts import Fraction, NonNegative, Part, Positive, Probability, ordered
+
+Interpolation = Literal["nearest", "bilinear"]
+Jitter = Annotated[float, Field(ge=0)]
+
+
+class Crop(Part):
+    """Random crop back to the image's size after ``padding`` pixels on each side; done by the loader."""
+
+    padding: int = Field(ge=1, le=64)
+    mode: Literal["zero", "reflect"] = "zero"
+
+
+class Rotation(Part):
+    """torchvision's RandomRotation: an angle in [-degrees, degrees] about the centre; outside is 0."""
+
+    name: Literal["rotation"]
+    degrees: float = Field(gt=0, le=180)
+    interpolation: Interpolation = "nearest"
+
+
+class Affine(Part):
+    """torchvision's RandomAffine about the centre; outside is 0.
+
+    Attributes:
+        degrees: angle in [-degrees, degrees].
+        translate: greatest shift as fractions of width and height, rounded to whole pixels.
+        scale: range of the scale; None for none.
+        shear: x-shear in [-shear, shear] degrees.
+    """
+
+    name: Literal["affine"]
+    degrees: float = Field(default=0.0, ge=0, le=180)
+    translate: tuple[Fraction, Fraction] = (0.0, 0.0)
+    scale: tuple[Positive, Positive] | None = None
+    shear: float = Field(default=0.0, ge=0, lt=90)
+    interpolation: Interpolation = "nearest"
+
+    @model_validator(mode="after")
+    def _scale_ascends(self) -> Affine:
+        if self.scale is not None:
+            ordered(self.scale, "scale")
+        return self
+
+
+class ColorJitter(Part):
+    """torchvision's ColorJitter, in an order drawn per image: factors in [max(0, 1 - x), 1 + x], hue in [-hue, hue]."""
+
+    name: Literal["color-jitter"]
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+
+
+class Grayscale(Part):
+    """torchvision's RandomGrayscale with probability ``p``."""
+
+    name: Literal["grayscale"]
+    p: Probability = 0.1
+
+
+class Erasing(Part):
+    """torchvision's RandomErasing: with probability ``p``, a box of ``scale`` of the area and aspect ``ratio`` is 0."""
+
+    name: Literal["erasing"]
+    p: Probability = 0.5
+    scale: tuple[Fraction, Fraction] = (0.02, 0.33)
+    ratio: tuple[Positive, Positive] = (0.3, 3.3)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Erasing:
+        ordered(self.scale, "scale")
+        ordered(self.ratio, "ratio")
+        return self
+
+
+class Cutout(Part):
+    """Cutout (DeVries and Taylor 2017): a square of ``size`` pixels about a random pixel, cut at the border, is 0."""
+
+    name: Literal["cutout"]
+    size: int = Field(ge=1)
+
+
+class NormaliseHere(Part):
+    """Normalise at this place in the list; where it is not listed, it comes last."""
+
+    name: Literal["normalise"]
+
+
+AugmentOp = Annotated[
+    Rotation | Affine | ColorJitter | Grayscale | Erasing | Cutout | NormaliseHere,
+    Field(discriminator="name"),
+]
+
+
+class Augment(Part):
+    """What is done to training images, in this order: ``crop``, ``flip``, then ``ops`` as listed.
+
+    Attributes:
+        crop: None for none.
+        flip: left to right: ``random`` with probability one half, or ``alternating`` every other epoch.
+        ops: done on the device, on images in [0, 1] until they are normalised.
+    """
+
+    crop: Crop | None = None
+    flip: Literal["none", "random", "alternating"] = "none"
+    ops: tuple[AugmentOp, ...] = ()
+
+    @model_validator(mode="after")
+    def _order_makes_sense(self) -> Augment:
+        names = [op.name for op in self.ops]
+        if names.count("normalise") > 1:
+            raise ValueError("ops lists 'normalise' more than once")
+        if "normalise" in names:
+            after = names[names.index("normalise") :]
+            for colour in ("color-jitter", "grayscale"):
+                if colour in after:
+                    raise ValueError(f"ops lists {colour!r} after 'normalise'; it needs images in [0, 1]")
+        return self

@@ -1,0 +1,333 @@
+"""The parts of a recipe: optimizer, schedule, augmentations, mixing, averaging, and what its source printed.
+
+Each part is a frozen pydantic model that refuses unknown keys. A part with several forms is told by its ``name``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Range = tuple[NonNegative, NonNegative]
+Triple = tuple[float, float, float]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
+
+
+class Part(BaseModel):
+    """A frozen piece of a recipe; unknown keys, NaN and infinities are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Optimizers
+
+
+class Lookahead(Part):
+    """Lookahead around the optimizer (Zhang et al. 2019): slow weights move by ``alpha`` every ``k`` steps."""
+
+    k: int = Field(default=5, ge=1)
+    alpha: float = Field(default=0.5, gt=0, le=1)
+
+
+class OptimizerPart(Part):
+    """What every optimizer has.
+
+    Attributes:
+        lr: the base learning rate; the schedule multiplies it.
+        weight_decay: per unit of lr.
+        decay: which parameters decay: ``all``, or ``filters`` (convolution and linear weights only).
+        bn_bias_lr_scale: multiplies the lr of BatchNorm biases; their lr x weight_decay stays as it was.
+        lookahead: None for none.
+    """
+
+    lr: float = Field(gt=0)
+    weight_decay: NonNegative = 0.0
+    decay: Literal["all", "filters"] = "all"
+    bn_bias_lr_scale: Positive = 1.0
+    lookahead: Lookahead | None = None
+
+
+class DecayedPart(OptimizerPart):
+    """An optimizer whose decay is coupled (added to the gradient) unless ``decoupled`` (w -= lr * decay * w)."""
+
+    decoupled: bool = False
+
+
+class Adadelta(DecayedPart):
+    name: Literal["adadelta"]
+    rho: float = Field(default=0.9, ge=0, lt=1)
+    eps: Positive = 1e-6
+
+
+class Adagrad(DecayedPart):
+    name: Literal["adagrad"]
+    lr_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Adam(OptimizerPart):
+    """Adam with coupled decay; decoupled is ``adamw``."""
+
+    name: Literal["adam"]
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class AdamW(OptimizerPart):
+    name: Literal["adamw"]
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class Sgd(DecayedPart):
+    """SGD, ``sgdn`` with Nesterov's momentum."""
+
+    name: Literal["sgd", "sgdn"]
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.name == "sgdn" and self.momentum == 0:
+            raise ValueError(
+                "momentum is 0, and Nesterov's (sgdn) needs one above 0; for none use name = 'sgd'"
+            )
+        return self
+
+
+class Muon(DecayedPart):
+    """Muon (Jordan 2024) for convolution filters, SGD with Nesterov's momentum for all else.
+
+    Attributes:
+        lr: of the filters, whose update is orthogonal.
+        momentum: of the filters.
+        ns_steps: Newton-Schulz iterations.
+        normalise_filters: keep each filter tensor's norm at sqrt(output channels), as airbench does.
+        other_lr, other_momentum: of all other parameters.
+    """
+
+    name: Literal["muon"]
+    momentum: float = Field(default=0.6, ge=0, lt=1)
+    ns_steps: int = Field(default=3, ge=1, le=10)
+    normalise_filters: bool = False
+    other_lr: float = Field(default=0.1, gt=0)
+    other_momentum: float = Field(default=0.85, gt=0, lt=1)
+
+
+Optimizer = Annotated[Adadelta | Adagrad | Adam | AdamW | Sgd | Muon, Field(discriminator="name")]
+
+
+# Schedules: factors on the base lr. Time is counted in epochs from the end of the warm-up.
+
+
+class WarmedPart(Part):
+    """A schedule with an optional warm-up.
+
+    Attributes:
+        warmup: fraction of the run's steps in which the factor rises linearly from ``warmup_start`` to 1.
+        warmup_start: the factor of the first step.
+    """
+
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    warmup_start: Fraction = 0.0
+
+
+class Constant(WarmedPart):
+    name: Literal["constant"]
+
+
+class Step(WarmedPart):
+    """Multiply by ``gamma`` every ``period`` epochs, counted from epoch ``after`` (torch's StepLR with 0)."""
+
+    name: Literal["step"]
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    period: int = Field(ge=1)
+    after: int = Field(default=0, ge=0)
+
+
+class Exponential(WarmedPart):
+    """``gamma`` to the power of epochs / ``period``: in stairs of ``period`` epochs, else at every step."""
+
+    name: Literal["exponential"]
+    gamma: float = Field(gt=0, le=1)
+    period: int = Field(default=1, ge=1)
+    staircase: bool = True
+
+
+class Plateau(WarmedPart):
+    """Multiply by ``gamma`` when ``metric`` has not bettered for ``patience`` epochs (torch's ReduceLROnPlateau)."""
+
+    name: Literal["plateau"]
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+    patience: int = Field(default=10, ge=0)
+    threshold: NonNegative = 1e-4
+    cooldown: int = Field(default=0, ge=0)
+    min_factor: Fraction = 0.0
+
+
+class Cosine(WarmedPart):
+    """Half a cosine from 1 to ``min_factor`` in ``t_max`` epochs, and back up after (torch's CosineAnnealingLR).
+
+    Attributes:
+        t_max: epochs; None is the run's epochs less the warm-up.
+        per: the factor changes every ``epoch`` or every ``step``.
+    """
+
+    name: Literal["cosine"]
+    t_max: int | None = Field(default=None, ge=1)
+    min_factor: Fraction = 0.0
+    per: Literal["epoch", "step"] = "step"
+
+
+class CosineRestarts(WarmedPart):
+    """Cosines from 1 to ``min_factor``, the first ``t_0`` epochs long, each next ``t_mult`` times as long (SGDR)."""
+
+    name: Literal["cosine-restarts"]
+    t_0: int = Field(ge=1)
+    t_mult: int = Field(default=1, ge=1)
+    min_factor: Fraction = 0.0
+    per: Literal["epoch", "step"] = "step"
+
+
+class OneCycle(Part):
+    """Up from ``start`` to 1 in fraction ``peak`` of the run's steps, then down to ``end`` (torch's OneCycleLR).
+
+    ``anneal = "linear"`` is the triangular schedule.
+    """
+
+    name: Literal["one-cycle"]
+    peak: float = Field(default=0.3, gt=0, lt=1)
+    start: Fraction = 0.04
+    end: Fraction = 4e-6
+    anneal: Literal["cosine", "linear"] = "cosine"
+
+
+class Linear(WarmedPart):
+    """Straight down from 1 at the end of the warm-up to ``end`` at the end of the run, changing every step."""
+
+    name: Literal["linear"]
+    end: Fraction = 0.0
+
+
+Schedule = Annotated[
+    Constant | Step | Exponential | Plateau | Cosine | CosineRestarts | OneCycle | Linear,
+    Field(discriminator="name"),
+]
+
+
+# Mixing, loss, averaging, initialisation
+
+
+class Mix(Part):
+    """Mixup or cutmix of each batch with a permutation of itself.
+
+    Attributes:
+        name: ``mixup`` (Zhang et al. 2018) or ``cutmix`` (Yun et al. 2019).
+        alpha: one lambda a batch from Beta(alpha, alpha).
+        block: partners come from the same ``block`` consecutive samples of the global batch, so that ranks which
+            hold whole blocks need not exchange images. It divides the batch size.
+    """
+
+    name: Literal["mixup", "cutmix"]
+    alpha: float = Field(default=1.0, gt=0, le=100)
+    block: int = Field(default=32, ge=2)
+
+
+class Loss(Part):
+    """Mean cross-entropy with ``label_smoothing``."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Ema(Part):
+    """An exponential moving average of weights and BatchNorm statistics, which is what is evaluated.
+
+    Attributes:
+        decay: kept per step.
+        every: steps between updates; an update keeps ``decay ** every``.
+        ramp: keep no more than (1 + n) / (10 + n) at update n, so that a short run forgets its first weights.
+    """
+
+    decay: float = Field(gt=0, lt=1)
+    every: int = Field(default=1, ge=1)
+    ramp: bool = True
+
+    def keep(self, update: int) -> float:
+        """Return the share of the average that update number ``update`` (from 0) keeps."""
+        kept = self.decay**self.every
+        return min(kept, (1 + update) / (10 + update)) if self.ramp else kept
+
+
+class Init(Part):
+    """``zero_gamma``: the last BatchNorm of each residual branch starts at 0, else at 1."""
+
+    zero_gamma: bool = False
+
+
+class Normalise(Part):
+    """Per channel mean and standard deviation of images in [0, 1]."""
+
+    mean: Triple
+    std: tuple[Positive, Positive, Positive]
+
+
+class Dropout(Part):
+    """Dropout probabilities: before the head, inside blocks, after stages."""
+
+    head: float = Field(default=0.0, ge=0, lt=1)
+    block: float = Field(default=0.0, ge=0, lt=1)
+    stage: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Val(Part):
+    """A validation split: ``num`` training samples held out, drawn by ``seed``."""
+
+    num: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class OpenChoice(Part):
+    """Something the source leaves open: ``what``, the value ``chosen``, and ``why``."""
+
+    what: str
+    chosen: str
+    why: str
+
+
+class Reported(Part):
+    """What the source printed.
+
+    Attributes:
+        source: which report, and where in it.
+        printed: what it printed about the training, in words.
+        accuracy: the printed accuracy in [0, 1].
+        accuracy_of: what that accuracy is of, in words.
+        train_accuracy: the printed training accuracy in [0, 1].
+        params: the printed number of parameters.
+        erratum: what is wrong in what was printed.
+    """
+
+    source: str
+    printed: str = ""
+    accuracy: Fraction | None = None
+    accuracy_of: str = ""
+    train_accuracy: Fraction | None = None
+    params: int | None = Field(default=None, ge=1)
+    erratum: str | None = None
+
+
+def ordered(low_high: tuple[float, float], key: str) -> None:
+    """Raise ValueError unless the range ascends."""
+    low, high = low_high
+    if not low <= high or not math.isfinite(high):
+        raise ValueError(f"{key} is [{low}, {high}]; the first must not exceed the second")

@@ -1,0 +1,135 @@
+"""Where in a TOML text each key stands: the standard library's parser keeps no line numbers."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+Path = tuple[str | int, ...]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SCALAR = re.compile(r"[^,\]}\n#]+")
+_STRING = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}'  # up to two of the closing quotes may belong to the string
+    r"|'''.*?'{3,5}"
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'[^'\n]*'",
+    re.DOTALL,
+)
+
+
+def line_numbers(text: str) -> dict[Path, int]:
+    """Return the line, from 1, of every table, array element and key of a TOML text that ``tomllib`` accepts."""
+    return _Scan(text).lines
+
+
+def nearest_line(lines: dict[Path, int], path: Path) -> int:
+    """Return the line of ``path``, or of the closest part of the document that holds it."""
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+class _Scan:
+    """One pass over a valid text; ``at`` is the offset of the next character."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.lines: dict[Path, int] = {}
+        self.counts: dict[Path, int] = {}  # elements so far of each array of tables
+        table: Path = ()
+        self.skip()
+        while self.at < len(text):
+            if text.startswith("[[", self.at):
+                self.at += 2
+                array = self.resolve(self.key())
+                element = self.counts.get(array, 0)
+                self.counts[array] = element + 1
+                self.lines.setdefault(array, self.line)
+                table = (*array, element)
+                self.lines[table] = self.line
+                self.at = text.index("]]", self.at) + 2
+            elif text[self.at] == "[":
+                self.at += 1
+                table = self.resolve(self.key())
+                self.lines[table] = self.line
+                self.at = text.index("]", self.at) + 1
+            else:
+                self.pair(table)
+            self.skip()
+
+    @property
+    def line(self) -> int:
+        return self.text.count("\n", 0, self.at) + 1
+
+    def skip(self) -> None:
+        space = _SPACE.match(self.text, self.at)
+        assert space is not None
+        self.at = space.end()
+
+    def resolve(self, key: Path) -> Path:
+        """Return the path a header means: an array of tables on the way stands for its last element."""
+        path: Path = ()
+        for i, part in enumerate(key):
+            path = (*path, part)
+            if path in self.counts and i < len(key) - 1:
+                path = (*path, self.counts[path] - 1)
+        return path
+
+    def key(self) -> Path:
+        parts: list[str] = []
+        while True:
+            self.skip()
+            bare = _BARE.match(self.text, self.at)
+            if bare:
+                parts.append(bare.group())
+                self.at = bare.end()
+            else:
+                quoted = _STRING.match(self.text, self.at)
+                assert quoted is not None
+                parts.append(tomllib.loads(f"v = {quoted.group()}")["v"])
+                self.at = quoted.end()
+            self.skip()
+            if self.text[self.at] != ".":
+                return tuple(parts)
+            self.at += 1
+
+    def pair(self, table: Path) -> None:
+        line = self.line
+        path: Path = table
+        for part in self.key():
+            path = (*path, part)
+            self.lines.setdefault(path, line)
+        self.at = self.text.index("=", self.at) + 1
+        self.value(path)
+
+    def value(self, path: Path) -> None:
+        self.skip()
+        first = self.text[self.at]
+        if first in "\"'":
+            string = _STRING.match(self.text, self.at)
+            assert string is not None
+            self.at = string.end()
+        elif first in "[{":
+            closing = "]" if first == "[" else "}"
+            self.at += 1
+            self.skip()
+            element = 0
+            while self.text[self.at] != closing:
+                if first == "[":
+                    self.lines[(*path, element)] = self.line
+                    self.value((*path, element))
+                    element += 1
+                else:
+                    self.pair(path)
+                self.skip()
+                if self.text[self.at] == ",":
+                    self.at += 1
+                    self.skip()
+            self.at += 1
+        else:
+            scalar = _SCALAR.match(self.text, self.at)
+            assert scalar is not None
+            self.at = scalar.end()
