@@ -37,7 +37,7 @@ def known_to_git() -> list[PurePosixPath]:
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a copy of the tree; return the folder with one .tar.gz and one .whl, the wheel made from the sdist."""
+    """Return a folder with the .tar.gz of a copy of the tree, and the .whl made from it."""
     folder = tmp_path_factory.mktemp("shipped")
     copy = folder / "copy"
     for path in known_to_git():
@@ -59,7 +59,7 @@ def wheel(shipped: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel in an environment of its own, beside the libraries of this one; return its bin folder."""
+    """Install the wheel in a new environment that sees our libraries; return its bin folder."""
     environment = tmp_path_factory.mktemp("elsewhere") / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
     python = environment / "bin" / "python"
