@@ -29,10 +29,10 @@ LossFunction = Callable[[torch.Tensor, "torch.Tensor | Targets"], torch.Tensor]
 
 
 def build_loss(part: parts.Loss) -> LossFunction:
-    """Return a function of (logits [B, num_classes] of any float dtype, int64 labels [B] or Targets) to the loss.
+    """Return a function of (logits, labels or Targets) to the loss.
 
-    The loss is a float32 scalar, computed in float32: mean cross-entropy with label smoothing; of Targets,
-    lam * loss(labels_a) + (1 - lam) * loss(labels_b) (Zhang et al. 2018).
+    Logits are [B, num_classes] of any float dtype, labels int64 [B]. The loss is a float32 scalar, computed
+    in float32: mean cross-entropy with label smoothing; of Targets, lam * loss(labels_a) + (1 - lam) * loss(labels_b) (Zhang et al. 2018).
     """
 
     def loss(logits: torch.Tensor, targets: torch.Tensor | Targets) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# Quintic Newton-Schulz: its slope at 0 is as steep as goes while singular values end between 0.7 and 1.2 (Jordan).
+# Quintic Newton-Schulz, as steep at 0 as goes while singular values end between 0.7 and 1.2 (Jordan).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -32,8 +32,9 @@ def orthogonalise(matrices: torch.Tensor, num_steps: int) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """SGD with Nesterov's momentum; in groups with ``orthogonal`` set, each update is orthogonalised.
 
-    A group holds params, lr, base_lr, momentum, weight_decay (coupled), orthogonal, ns_steps and normalise_filters.
-    Filters [out, in, F, F] are taken as matrices [out, in * F * F], those of one shape together.
+    A group holds params, lr, base_lr, momentum, weight_decay (coupled), orthogonal, ns_steps and
+    normalise_filters. Filters [out, in, F, F] are taken as matrices [out, in * F * F], those of one shape
+    together.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:

@@ -15,8 +15,8 @@ from fastresnet.muon import Muon
 def build_optimizer(model: nn.Module, part: parts.Optimizer) -> torch.optim.Optimizer | Lookahead:
     """Return the optimizer of ``model``'s parameters, on the device where they are now.
 
-    Each parameter group holds ``base_lr``, which :func:`set_lr` multiplies. Decay is coupled (in ``weight_decay``)
-    or decoupled (in ``decoupled_decay``, applied before each step).
+    Each parameter group holds ``base_lr``, which :func:`set_lr` multiplies. Decay is coupled (in
+    ``weight_decay``) or decoupled (in ``decoupled_decay``, applied before each step).
     """
     groups = _groups(model, part)
     fused = all(p.is_cuda for group in groups for p in group["params"])
@@ -99,10 +99,10 @@ def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 class Lookahead:
-    """An optimizer whose weights go back to slow weights every ``k`` steps, which move by ``alpha`` towards them.
+    """An optimizer whose weights go back every ``k`` steps to slow weights, which move by ``alpha`` to them.
 
-    Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back". The slow weights start as the weights at
-    construction, or as those in a loaded state.
+    Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back". The slow weights start as the
+    weights at construction, or as those in a loaded state.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, part: parts.Lookahead) -> None:
@@ -125,7 +125,7 @@ class Lookahead:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Step the inner optimizer; every ``k``-th time, move the slow weights and set the weights to them."""
+        """Step the inner optimizer; every ``k``-th time, move the slow weights and go back to them."""
         self.inner.step()
         self.num_steps += 1
         if self.num_steps % self.part.k == 0:

@@ -25,9 +25,9 @@ from fastresnet.recipe_parts import (
     Optimizer,
     Part,
     Reported,
-    Schedule,
     Val,
 )
+from fastresnet.recipe_schedule import Schedule
 from fastresnet.toml_lines import line_numbers, nearest_line
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Recipe(Part):
         optimizer, schedule, augment, mix, loss, ema, init: see their classes; None is without.
         clip_grad_norm: greatest 2-norm of the gradient; None does not clip.
         normalise: None takes the data set's own mean and standard deviation.
-        tta: what is averaged over for the accuracy that is reported apart: ``flip`` is the image and its mirror.
+        tta: what the accuracy that is reported apart averages over: ``flip`` is the image and its mirror.
         val: the validation split the source held out; None trains on all.
         reported: what the source printed; None for a recipe of our own.
         open_choices: what the source leaves open, and what was chosen.
@@ -101,8 +101,8 @@ class Recipe(Part):
         """Return a copy with dotted keys set, as in ``{"optimizer.lr": "0.1", "ema": None}``.
 
         A text value is read as TOML (``none`` is None), else taken as it stands. Where ``optimizer.name`` or
-        ``schedule.name`` changes, the keys that the new one has too are kept and the others dropped. List elements
-        are counted from 0: ``augment.ops.0.degrees``.
+        ``schedule.name`` changes, the keys that the new one has too are kept and the others dropped. List
+        elements are counted from 0: ``augment.ops.0.degrees``.
 
         Raises:
             UserError: an unknown key, or a value that is not allowed.
@@ -155,7 +155,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """Return a packaged recipe by name, or the one in a TOML file.
 
     Raises:
-        UserError: not found, not TOML, or a key or value that is not allowed; the message names the file's line.
+        UserError: not found, not TOML, or a key or value that is not allowed, with the file's line.
     """
     text = recipe_text(name_or_path)
     packaged = name_or_path in recipe_names()
@@ -239,7 +239,7 @@ def _tags(path: tuple[str | int, ...]) -> list[str]:
 
 
 def _located(loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], type[BaseModel] | None]:
-    """Return the key path of pydantic's location, without the union tags in it, and the model that holds the key."""
+    """Return the key path of pydantic's location, less its union tags, and the model that holds the key."""
     path: list[str | int] = []
     owner: type[BaseModel] | None = None
     candidates: list[type[BaseModel]] = [Recipe]
@@ -274,7 +274,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         if isinstance(at, (list, tuple)):
             if not part.isdigit() or int(part) >= len(at):
-                raise UserError(f"{key}: {'.'.join(map(str, walked))} has elements 0 to {len(at) - 1}")
+                raise UserError(f"{key}: {'.'.join(map(str, walked))} has {len(at)} elements, counted from 0")
             at = at[int(part)]
             walked.append(int(part))
         else:
@@ -288,7 +288,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: {'.'.join(map(str, walked))} is a single value without keys of its own")
     if isinstance(at, list):
         if not last.isdigit() or int(last) >= len(at):
-            raise UserError(f"{key}: {'.'.join(map(str, walked))} has elements 0 to {len(at) - 1}")
+            raise UserError(f"{key}: {'.'.join(map(str, walked))} has {len(at)} elements, counted from 0")
         at[int(last)] = value
         return
     if last == "name" and walked and value != at.get("name"):

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from fastresnet.recipe_parts import Fraction, NonNegative, Part, Positive, Probability, ordered
 
 Interpolation = Literal["nearest", "bilinear"]
-Jitter = Annotated[float, Field(ge=0)]
 
 
 class Crop(Part):
@@ -52,7 +51,10 @@ class Affine(Part):
 
 
 class ColorJitter(Part):
-    """torchvision's ColorJitter, in an order drawn per image: factors in [max(0, 1 - x), 1 + x], hue in [-hue, hue]."""
+    """torchvision's ColorJitter, in an order drawn for each image.
+
+    Factors are in [max(0, 1 - x), 1 + x], the hue's shift in [-hue, hue] of a turn.
+    """
 
     name: Literal["color-jitter"]
     brightness: NonNegative = 0.0
@@ -69,7 +71,10 @@ class Grayscale(Part):
 
 
 class Erasing(Part):
-    """torchvision's RandomErasing: with probability ``p``, a box of ``scale`` of the area and aspect ``ratio`` is 0."""
+    """torchvision's RandomErasing: with probability ``p``, a box is 0.
+
+    Its area is ``scale`` of the image's, its height over its width in ``ratio``.
+    """
 
     name: Literal["erasing"]
     p: Probability = 0.5
@@ -84,7 +89,7 @@ class Erasing(Part):
 
 
 class Cutout(Part):
-    """Cutout (DeVries and Taylor 2017): a square of ``size`` pixels about a random pixel, cut at the border, is 0."""
+    """Cutout (DeVries and Taylor 2017): a square of ``size`` pixels about a random pixel is 0."""
 
     name: Literal["cutout"]
     size: int = Field(ge=1)

@@ -1,6 +1,7 @@
-"""The parts of a recipe: optimizer, schedule, augmentations, mixing, averaging, and what its source printed.
+"""The parts of a recipe: optimizer, mixing, averaging, and what its source printed.
 
-Each part is a frozen pydantic model that refuses unknown keys. A part with several forms is told by its ``name``.
+Each part is a frozen pydantic model that refuses unknown keys. A part with several forms is told by its
+``name``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Part(BaseModel):
 
 
 class Lookahead(Part):
-    """Lookahead around the optimizer (Zhang et al. 2019): slow weights move by ``alpha`` every ``k`` steps."""
+    """Lookahead (Zhang et al. 2019): every ``k`` steps, slow weights move by ``alpha`` to the fast ones."""
 
     k: int = Field(default=5, ge=1)
     alpha: float = Field(default=0.5, gt=0, le=1)
@@ -54,7 +55,7 @@ class OptimizerPart(Part):
 
 
 class DecayedPart(OptimizerPart):
-    """An optimizer whose decay is coupled (added to the gradient) unless ``decoupled`` (w -= lr * decay * w)."""
+    """Decay is coupled (added to the gradient) unless ``decoupled`` (w -= lr * weight_decay * w)."""
 
     decoupled: bool = False
 
@@ -126,105 +127,6 @@ class Muon(DecayedPart):
 Optimizer = Annotated[Adadelta | Adagrad | Adam | AdamW | Sgd | Muon, Field(discriminator="name")]
 
 
-# Schedules: factors on the base lr. Time is counted in epochs from the end of the warm-up.
-
-
-class WarmedPart(Part):
-    """A schedule with an optional warm-up.
-
-    Attributes:
-        warmup: fraction of the run's steps in which the factor rises linearly from ``warmup_start`` to 1.
-        warmup_start: the factor of the first step.
-    """
-
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    warmup_start: Fraction = 0.0
-
-
-class Constant(WarmedPart):
-    name: Literal["constant"]
-
-
-class Step(WarmedPart):
-    """Multiply by ``gamma`` every ``period`` epochs, counted from epoch ``after`` (torch's StepLR with 0)."""
-
-    name: Literal["step"]
-    gamma: float = Field(default=0.1, gt=0, le=1)
-    period: int = Field(ge=1)
-    after: int = Field(default=0, ge=0)
-
-
-class Exponential(WarmedPart):
-    """``gamma`` to the power of epochs / ``period``: in stairs of ``period`` epochs, else at every step."""
-
-    name: Literal["exponential"]
-    gamma: float = Field(gt=0, le=1)
-    period: int = Field(default=1, ge=1)
-    staircase: bool = True
-
-
-class Plateau(WarmedPart):
-    """Multiply by ``gamma`` when ``metric`` has not bettered for ``patience`` epochs (torch's ReduceLROnPlateau)."""
-
-    name: Literal["plateau"]
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    gamma: float = Field(default=0.1, gt=0, lt=1)
-    patience: int = Field(default=10, ge=0)
-    threshold: NonNegative = 1e-4
-    cooldown: int = Field(default=0, ge=0)
-    min_factor: Fraction = 0.0
-
-
-class Cosine(WarmedPart):
-    """Half a cosine from 1 to ``min_factor`` in ``t_max`` epochs, and back up after (torch's CosineAnnealingLR).
-
-    Attributes:
-        t_max: epochs; None is the run's epochs less the warm-up.
-        per: the factor changes every ``epoch`` or every ``step``.
-    """
-
-    name: Literal["cosine"]
-    t_max: int | None = Field(default=None, ge=1)
-    min_factor: Fraction = 0.0
-    per: Literal["epoch", "step"] = "step"
-
-
-class CosineRestarts(WarmedPart):
-    """Cosines from 1 to ``min_factor``, the first ``t_0`` epochs long, each next ``t_mult`` times as long (SGDR)."""
-
-    name: Literal["cosine-restarts"]
-    t_0: int = Field(ge=1)
-    t_mult: int = Field(default=1, ge=1)
-    min_factor: Fraction = 0.0
-    per: Literal["epoch", "step"] = "step"
-
-
-class OneCycle(Part):
-    """Up from ``start`` to 1 in fraction ``peak`` of the run's steps, then down to ``end`` (torch's OneCycleLR).
-
-    ``anneal = "linear"`` is the triangular schedule.
-    """
-
-    name: Literal["one-cycle"]
-    peak: float = Field(default=0.3, gt=0, lt=1)
-    start: Fraction = 0.04
-    end: Fraction = 4e-6
-    anneal: Literal["cosine", "linear"] = "cosine"
-
-
-class Linear(WarmedPart):
-    """Straight down from 1 at the end of the warm-up to ``end`` at the end of the run, changing every step."""
-
-    name: Literal["linear"]
-    end: Fraction = 0.0
-
-
-Schedule = Annotated[
-    Constant | Step | Exponential | Plateau | Cosine | CosineRestarts | OneCycle | Linear,
-    Field(discriminator="name"),
-]
-
-
 # Mixing, loss, averaging, initialisation
 
 
@@ -234,8 +136,8 @@ class Mix(Part):
     Attributes:
         name: ``mixup`` (Zhang et al. 2018) or ``cutmix`` (Yun et al. 2019).
         alpha: one lambda a batch from Beta(alpha, alpha).
-        block: partners come from the same ``block`` consecutive samples of the global batch, so that ranks which
-            hold whole blocks need not exchange images. It divides the batch size.
+        block: partners come from the same ``block`` consecutive samples of the global batch, so that ranks
+            which hold whole blocks need not exchange images. It divides the batch size.
     """
 
     name: Literal["mixup", "cutmix"]

@@ -1,11 +1,11 @@
-"""Learning-rate curves: a recipe's schedule as a factor on the base lr, a pure function of the step but for plateau."""
+"""Learning-rate curves: a recipe's schedule as a factor on the base lr, a function of the step."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from fastresnet import recipe_parts as parts
+from fastresnet import recipe_schedule as parts
 
 
 class Schedule:
@@ -64,7 +64,7 @@ class Schedule:
 
 
 class PlateauSchedule(Schedule):
-    """Reduces when the metric has stopped bettering, by torch's ReduceLROnPlateau in its relative threshold mode."""
+    """Reduces when the metric has stopped bettering: torch's ReduceLROnPlateau, relative threshold."""
 
     def __init__(self, part: parts.Plateau, epochs: int, steps_per_epoch: int) -> None:
         super().__init__(part, epochs, steps_per_epoch)

@@ -20,7 +20,7 @@ _STRING = re.compile(
 
 
 def line_numbers(text: str) -> dict[Path, int]:
-    """Return the line, from 1, of every table, array element and key of a TOML text that ``tomllib`` accepts."""
+    """Return the line, from 1, of every table, array element and key of a text that ``tomllib`` accepts."""
     return _Scan(text).lines
 
 
