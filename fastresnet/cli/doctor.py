@@ -1,0 +1,257 @@
+"""``fastresnet doctor``: what this machine has, and what each missing part would take."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+TRITON_OF_TORCH = {
+    "2.11": "3.6.0",
+    "2.13": "3.7.1",
+}  # torch's CUDA builds bring theirs; its CPU build brings none
+FFCV = "ffcv==1.0.2"
+FFCV_APT = "build-essential python3-dev pkg-config libturbojpeg0-dev libopencv-dev"
+DALI = {
+    "12": "nvidia-dali-cuda120>=1.50",
+    "13": "nvidia-dali-cuda130>=2.0",
+}  # by the CUDA version of the driver
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One part of the machine.
+
+    Attributes:
+        part: its name.
+        found: what is there, in words.
+        present: False where something is missing.
+        takes: what the missing part would take, a command where one will do; None where nothing is missing.
+    """
+
+    part: str
+    found: str
+    present: bool = True
+    takes: str | None = None
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what this machine has (device, bf16, compile, optional parts) and what each missing part takes."""
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps({finding.part: asdict(finding) for finding in findings}, indent=2))
+        return
+    for finding in findings:
+        typer.echo(f"{'ok' if finding.present else '--'}  {finding.part:<12}{finding.found}")
+        if finding.takes:
+            typer.echo(f"{'':16}it takes: {finding.takes}")
+
+
+def examine() -> list[Finding]:
+    """Return a finding a part; it loads torch and starts a compiler's ``--version``, nothing slower."""
+    return [
+        _system(),
+        _processor(),
+        _torch(),
+        _torchvision(),
+        _device(),
+        _bf16(),
+        _compiler(),
+        _triton(),
+        _ffcv(),
+        _dali(),
+        _cache(),
+    ]
+
+
+def _apt(packages: str) -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}apt-get update && {sudo}apt-get install -y {packages}"
+
+
+def _pip(requirement: str, *options: str) -> str:
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "pip", "install", *options, requirement])
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _system() -> Finding:
+    from fastresnet import __version__
+
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return Finding(
+        part="system", found=f"fastresnet {__version__}, Python {platform.python_version()}, {system}"
+    )
+
+
+def _processor() -> Finding:
+    import psutil
+    import torch
+
+    from fastresnet.run import cpu_model
+
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    memory = psutil.virtual_memory()
+    return Finding(
+        part="cpu",
+        found=f"{cpu_model()}: {usable} of {os.cpu_count()} cores usable, {torch.get_num_threads()} threads "
+        f"in torch, {memory.total / 2**30:.0f} GiB of memory, {memory.available / 2**30:.0f} GiB of it free",
+    )
+
+
+def _torch() -> Finding:
+    import torch
+
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Finding(part="torch", found=f"{torch.__version__}, {build}")
+
+
+def _torchvision() -> Finding:
+    version = _version("torchvision")
+    if version is None:
+        return Finding(part="torchvision", found="not installed", present=False, takes=_pip("torchvision"))
+    return Finding(part="torchvision", found=version)
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = ", ".join(
+            f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor})"
+            for gpu in gpus
+        )
+        return Finding(part="device", found=f"cuda: {names}")
+    if not NVIDIA_DRIVER.exists():
+        return Finding(
+            part="device",
+            found="cpu",
+            present=False,
+            takes="an NVIDIA GPU and its driver; nothing needs one, training is faster with one",
+        )
+    driver = NVIDIA_DRIVER.read_text().splitlines()[0]
+    if torch.version.cuda is None:
+        version = torch.__version__.split("+")[0]
+        takes = f"torch built for CUDA, as a driver is here: {_pip(f'torch=={version}', '--force-reinstall')}"
+    else:
+        takes = f"a driver for CUDA {torch.version.cuda}, which this torch is built for; here is {driver}"
+    return Finding(part="device", found="cpu", present=False, takes=takes)
+
+
+def _bf16() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Finding(part="bf16", found="in this GPU's hardware")
+        takes = "a GPU of compute capability 8.0 or more; fp16 with loss scaling is used here"
+        return Finding(part="bf16", found="not in this GPU's hardware", present=False, takes=takes)
+    flags = {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()
+    if flags:
+        return Finding(part="bf16", found=f"in this CPU's hardware ({', '.join(sorted(flags))})")
+    takes = "a CPU with AVX512-BF16, AMX or Arm BF16; float32 is used here"
+    return Finding(part="bf16", found="not in this CPU's hardware", present=False, takes=takes)
+
+
+def cpu_flags() -> set[str]:
+    """Return the instruction sets that Linux lists for this CPU; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+def _compiler() -> Finding:
+    """Look for what torch.compile needs: a C++ compiler and Python's headers (Triton has its own finding)."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    if compiler is None:
+        return Finding(part="compile", found="no C++ compiler", present=False, takes=_apt("g++ python3-dev"))
+    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
+    name = shown.splitlines()[0] if shown else compiler
+    if not headers.exists():
+        return Finding(
+            part="compile",
+            found=f"{name}, but no {headers}",
+            present=False,
+            takes=_apt(f"python{sys.version_info.major}.{sys.version_info.minor}-dev"),
+        )
+    return Finding(part="compile", found=f"{name}, with Python's headers")
+
+
+def _triton() -> Finding:
+    import torch
+
+    version = _version("triton")
+    if version:
+        use = "" if torch.cuda.is_available() else ", used on a GPU only"
+        return Finding(part="triton", found=f"{version}{use}")
+    fitting = TRITON_OF_TORCH.get(".".join(torch.__version__.split(".")[:2]))
+    return Finding(
+        part="triton",
+        found="not installed; it compiles for GPUs only",
+        present=False,
+        takes=_pip(f"triton=={fitting}" if fitting else "triton"),
+    )
+
+
+def _ffcv() -> Finding:
+    version = _version("ffcv")
+    if version:
+        return Finding(part="ffcv", found=version)
+    return Finding(
+        part="ffcv", found="not installed", present=False, takes=f"{_apt(FFCV_APT)} && {_pip(FFCV)}"
+    )
+
+
+def _dali() -> Finding:
+    import torch
+
+    for distribution in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        version = _version(distribution)
+        if version:
+            return Finding(part="dali", found=f"{version} ({distribution})")
+    cuda = "12" if (torch.version.cuda or "").startswith("12.") else "13"
+    return Finding(part="dali", found="not installed", present=False, takes=_pip(DALI[cuda]))
+
+
+def _cache() -> Finding:
+    from fastresnet.loaders.cache import cache_folder
+
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    found = f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
+    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
+        return Finding(part="cache", found=found)
+    return Finding(
+        part="cache",
+        found=f"{folder} cannot be written",
+        present=False,
+        takes="set FASTRESNET_CACHE to a folder that can be written",
+    )
