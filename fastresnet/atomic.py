@@ -1,0 +1,90 @@
+"""Writing a file so that what is on disk is the old state or the new one, whenever the process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastresnet.errors import UserError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def explain_os_error(error: OSError, doing: str) -> UserError:
+    """Return a one-line error for a failed read or write, such as a full disk."""
+    advice = {
+        errno.ENOSPC: "; free some space and try again",
+        errno.EDQUOT: "; the quota is used up: free some space and try again",
+        errno.EROFS: "; choose a folder that can be written",
+        errno.EACCES: "; choose a folder that you may write, or mend its permissions",
+        errno.EPERM: "; choose a folder that you may write, or mend its permissions",
+    }
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UserError(f"{doing}: {reason}{advice.get(error.errno or 0, '')}")
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write ``path`` by temporary file, fsync, rename and fsync of its folder.
+
+    Raises:
+        UserError: the file could not be written; ``path`` is as it was and no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, f"cannot write {path}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _seal(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as readable JSON with a ``sha256`` of itself, atomically."""
+    text = json.dumps({**content, "sha256": _seal(content)}, indent=2, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()) and None)
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed_json` wrote.
+
+    Raises:
+        UserError: the file is missing, unreadable, torn or altered.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise explain_os_error(error, f"cannot read {path}") from error
+    try:
+        content = json.loads(raw)
+        seal = content.pop("sha256")
+        intact = seal == _seal(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is torn or was altered: its contents do not match its sha256")
+    assert isinstance(content, dict)
+    return content

@@ -1,0 +1,204 @@
+"""The run folder: its name, lock, config and event rows (contract 3)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from fastresnet.atomic import (
+    explain_os_error,
+    read_sealed_json,
+    sync_folder,
+    write_atomic,
+    write_sealed_json,
+)
+from fastresnet.errors import UserError, did_you_mean
+
+FORMAT = 1
+CONFIG, EVENTS, RESULT = "config.json", "events.jsonl", "result.json"
+
+
+def new_run_name(arch: str, recipe: str) -> str:
+    """Return ``<date>-<arch>-<recipe>-<id>``; names sort by time of creation."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{arch}-{recipe}-{secrets.token_hex(3)}"
+
+
+def find_run(reference: str, runs_dir: Path) -> Path:
+    """Return the folder of a run given as a path, a name, an id (the name's last part) or ``last``.
+
+    Raises:
+        UserError: there is no such run, or several share the id.
+    """
+    direct = Path(reference)
+    if (direct / CONFIG).is_file():
+        return direct
+    names = sorted(folder.name for folder in runs_dir.glob("*") if (folder / CONFIG).is_file())
+    if reference == "last" and names:
+        return runs_dir / names[-1]
+    found = [name for name in names if reference and (name == reference or name.endswith(f"-{reference}"))]
+    if len(found) == 1:
+        return runs_dir / found[0]
+    if found:
+        raise UserError(f"{reference!r} names {len(found)} runs in {runs_dir}; give one of: {', '.join(found)}")
+    if direct.is_dir():
+        raise UserError(f"{reference} is a folder but not a run: it has no {CONFIG}")
+    if not names:
+        raise UserError(f"no run {reference!r}: {runs_dir} holds no runs; give a run's path or train one first")
+    ids = [name.rsplit("-", 1)[-1] for name in names]
+    raise UserError(
+        f"no run {reference!r} in {runs_dir}{did_you_mean(reference, [*names, *ids])}; "
+        f"give a path, a name, an id or 'last' (which is {names[-1]})"
+    )
+
+
+class RunFolder:
+    """One run's folder, open in this process.
+
+    ``events.jsonl`` only grows between checkpoints; a checkpoint notes how much of it had been written and its hash, and
+    a resumed run cuts it back to that, so rows are neither lost nor doubled.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._events_hash = hashlib.sha256()
+        self._events_size = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def id(self) -> str:
+        return self.name.rsplit("-", 1)[-1]
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any], write_first_state: Any) -> RunFolder:
+        """Make the folder with its config and first checkpoint, all or nothing, and lock it.
+
+        ``write_first_state(folder)`` writes what else belongs to a new run before it becomes visible.
+        """
+        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            staging.mkdir(parents=True)
+            folder = cls(staging)
+            folder.lock()
+            write_sealed_json(staging / CONFIG, {"format": FORMAT, **config})
+            (staging / EVENTS).touch()
+            write_first_state(folder)
+            os.rename(staging, path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise explain_os_error(error, f"cannot make the run folder {path}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        folder.path = path
+        return folder
+
+    def lock(self) -> None:
+        """Hold the folder until :meth:`close` or the end of the process.
+
+        Raises:
+            UserError: another process holds it, or it cannot be written.
+        """
+        try:
+            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115 - held open on purpose
+        except OSError as error:
+            raise explain_os_error(error, f"cannot use the run folder {self.path}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            self._lock = None
+            raise UserError(
+                f"{self.path} is in use by another process (pid {holder}); wait for it to end, or stop it"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the run's config.
+
+        Raises:
+            UserError: it is torn, altered, or of another format.
+        """
+        content = read_sealed_json(self.path / CONFIG)
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{self.path / CONFIG} is of another format; this version reads format {FORMAT}")
+        return content
+
+    def append_event(self, row: dict[str, Any]) -> None:
+        """Add a row to ``events.jsonl`` and make it durable."""
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        path = self.path / EVENTS
+        try:
+            with open(path, "r+b") as file:
+                file.seek(self._events_size)
+                file.write(line)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise explain_os_error(error, f"cannot write {path}") from error
+        self._events_hash.update(line)
+        self._events_size += len(line)
+
+    def events_mark(self) -> dict[str, Any]:
+        """Return the size and hash of the rows written so far, for a checkpoint."""
+        return {"bytes": self._events_size, "sha256": self._events_hash.hexdigest()}
+
+    def restore_events(self, mark: dict[str, Any]) -> list[dict[str, Any]]:
+        """Cut ``events.jsonl`` back to what a checkpoint knew, and return its rows.
+
+        Raises:
+            UserError: that part is missing or altered.
+        """
+        path = self.path / EVENTS
+        rows, kept = self._read_marked(mark)
+        if path.stat().st_size != len(kept):
+            write_atomic(path, lambda file: file.write(kept) and None)
+        self._events_hash = hashlib.sha256(kept)
+        self._events_size = len(kept)
+        return rows
+
+    def read_events(self, mark: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows that ``mark`` vouches for, changing nothing."""
+        return self._read_marked(mark)[0]
+
+    def _read_marked(self, mark: dict[str, Any]) -> tuple[list[dict[str, Any]], bytes]:
+        path = self.path / EVENTS
+        try:
+            kept = path.read_bytes()[: mark["bytes"]]
+        except OSError as error:
+            raise explain_os_error(error, f"cannot read {path}") from error
+        if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+            raise UserError(f"{path} was altered: its first {mark['bytes']} bytes are not what the run wrote")
+        return [json.loads(line) for line in kept.splitlines()], kept
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_sealed_json(self.path / RESULT, {**result, "events": self.events_mark()})
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the finished run's result, or None if it has not finished.
+
+        Raises:
+            UserError: the result is torn or altered.
+        """
+        if not (self.path / RESULT).exists():
+            return None
+        return read_sealed_json(self.path / RESULT)

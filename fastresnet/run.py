@@ -1,0 +1,185 @@
+"""A run: on what machine and data a recipe is trained (:class:`RunConfig`), where it lives, what came of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastresnet import __version__
+from fastresnet.errors import UserError, did_you_mean
+
+Amp = Literal["auto", "bf16", "fp16", "off"]
+Compile = Literal["auto", "on", "off"]
+Kernels = Literal["auto", "triton", "inductor", "eager"]
+
+
+class RunConfig(BaseModel):
+    """The machine and data of a run; the science is the recipe's.
+
+    Attributes:
+        data: what ``--data`` was given; None is CIFAR-10.
+        image_size: side in pixels that images are resized to when packed; None keeps square images as they are.
+        seed: seed of every draw (order contract).
+        val: samples of the training set held out for validation, drawn by (seed).
+        limit_train: use only this many training samples, drawn by (seed).
+        target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
+        device, loader, amp, compile, kernels, threads: ``auto`` (0 threads) until resolved; a run that has
+            started holds what was chosen, and a resumed run reuses it.
+        workers: processes of the ``torch`` loader.
+        deterministic: refuse CUDA operations whose result depends on timing.
+        save_every_s: seconds between checkpoints within an epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str | None = None
+    image_size: int | None = Field(default=None, ge=4, le=512)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    val: int = Field(default=0, ge=0)
+    limit_train: int | None = Field(default=None, ge=1)
+    target: float | None = Field(default=None, gt=0, le=1)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    loader: str = "auto"
+    workers: int = Field(default=0, ge=0)
+    amp: Amp = "auto"
+    compile: Compile = "auto"
+    kernels: Kernels = "auto"
+    threads: int = Field(default=0, ge=0)
+    deterministic: bool = False
+    save_every_s: float = Field(default=60.0, gt=0)
+
+    @classmethod
+    def parse(cls, **values: Any) -> RunConfig:
+        """Return a config, or raise a one-line :class:`UserError` naming the option and what is allowed."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "config"
+            if first["type"] == "extra_forbidden":
+                known = cls.model_fields
+                raise UserError(
+                    f"unknown option {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}"
+                ) from None
+            message = first["msg"][0].lower() + first["msg"][1:]
+            raise UserError(f"{name.replace('_', '-')} is {first['input']!r}: {message}") from None
+
+
+class Clocks(BaseModel):
+    """Seconds by what was on the clock, summed over resumed segments.
+
+    Attributes:
+        data_s: opening and, the first time, packing the data set.
+        build_s: making the model, the optimizer and the loaders.
+        compile_s: compiling and the warm-up on random labels, after which the state is restored.
+        train_s: training: moving data to the device, every draw and every step.
+        between_s: evaluations between epochs and checkpoints: not counted in ``train_s``.
+        eval_s: the final evaluation, with the TTA that is claimed.
+        time_to_target_s: ``train_s`` when an evaluation first reached the target, plus that evaluation.
+    """
+
+    data_s: float = 0.0
+    build_s: float = 0.0
+    compile_s: float = 0.0
+    train_s: float = 0.0
+    between_s: float = 0.0
+    eval_s: float = 0.0
+    time_to_target_s: float | None = None
+
+
+class RunResult(BaseModel):
+    """What came of a run; ``result.json`` in its folder.
+
+    Attributes:
+        run: the run folder's name.
+        path: where the folder lies.
+        recipe, config, environment, dataset: everything needed to do the run again.
+        num_params, multiply_adds: of the network, for one image.
+        epochs: one row per epoch, as in ``events.jsonl``.
+        clocks: seconds by what was on the clock.
+        test_accuracy, test_loss: over every test sample, in eval mode, without TTA.
+        test_accuracy_tta: the same with flip TTA, None where the recipe asks for none.
+        best: epoch, accuracy and the split it was chosen on.
+        parent: the run and weights that ``--init-from`` started from.
+    """
+
+    run: str
+    path: str
+    recipe: dict[str, Any]
+    config: RunConfig
+    environment: dict[str, Any]
+    dataset: dict[str, Any]
+    num_params: int
+    multiply_adds: int
+    epochs: list[dict[str, Any]]
+    clocks: Clocks
+    test_accuracy: float
+    test_loss: float
+    test_accuracy_tta: float | None
+    best: dict[str, Any]
+    parent: dict[str, Any] | None = None
+
+
+@cache
+def cpu_model() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def git_sha() -> str | None:
+    """Return the commit of the source tree this package runs from, ``-dirty`` if altered; None if not in git."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+# What must match for a resumed run to give the same bits (contract 3).
+MACHINE_KEYS = ("cpu", "python", "torch", "numpy", "device_name", "cuda", "threads")
+
+
+def environment(device_name: str, threads: int) -> dict[str, Any]:
+    """Return the versions and machine that a run's figures hold for."""
+    import numpy
+    import torch
+
+    return {
+        "fastresnet": __version__,
+        "git": git_sha(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device_name": device_name,
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": threads,
+        "system": platform.platform(),
+    }
+
+
+def machine_difference(recorded: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """Return the first difference that may change a resumed run's bits, in words; None if there is none."""
+    for key in MACHINE_KEYS:
+        if recorded.get(key) != here.get(key):
+            return f"{key} was {recorded.get(key)!r} and is {here.get(key)!r}"
+    return None
