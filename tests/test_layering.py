@@ -38,11 +38,11 @@ ROOMS = {
     "base": Room(("errors", "atomic"), ()),
     "draws": Room(("draws",), ()),
     "arch": Room(("arch", "slug", "layers", "catalogue"), ()),
-    "recipe": Room(("recipe", "recipe_parts", "recipe_augment", "toml_lines"), ("arch",)),
+    "recipe": Room(("recipe", "recipe_parts", "recipe_augment", "recipe_schedule", "toml_lines"), ("arch",)),
     "run": Room(("run", "folder"), ("recipe",)),
     "kernels": Room(("kernels",), ()),
     "resnet": Room(("resnet",), ("arch", "kernels")),
-    "parts": Room(("augment", "optim", "muon", "schedule", "losses"), ("draws", "recipe")),
+    "parts": Room(("augment", "mix", "optim", "muon", "schedule", "losses"), ("draws", "recipe")),
     "engine": Room(("engine",), ENGINE_MAY),
     "loaders": Room(("loaders", "torchvision_import"), ("draws",)),
     "train": Room(("train",), (*ENGINE_MAY, "engine", "loaders")),
@@ -182,30 +182,30 @@ def test_imports_follow_the_table() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in (*LIGHT_ROOMS, None)])
-def test_light_modules_load_nothing_slow(module: str) -> None:
-    slow = [
+def slow_imports(module: str, libraries: set[str]) -> list[str]:
+    """Return where ``module``, once loaded, has loaded one of ``libraries``."""
+    return [
         f"{MODULES[importer].path}:{entry.line}: {entry.name}"
         for importer, entry in imported_when_loaded(module)
-        if entry.name.split(".")[0] in SLOW_TO_IMPORT
+        if entry.name.split(".")[0] in libraries
     ]
-    assert slow == [], f"loading {module} loads these; import them in the function that needs them"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in (*LIGHT_ROOMS, None)])
+def test_light_modules_load_nothing_slow(module: str) -> None:
+    found = slow_imports(module, SLOW_TO_IMPORT)
+    assert found == [], f"loading {module} loads these; import them in the function that needs them"
 
 
 def test_optional_libraries_are_loaded_only_where_they_are_used() -> None:
-    """A file may need an optional library to load at all, if no file that does without it loads that file."""
-
-    def needs(name: str) -> set[str]:
-        loaded = {entry.name.split(".")[0] for entry in MODULES[name].imports if entry.when_loaded}
-        return loaded & OPTIONAL
-
-    wrong = []
-    for module in MODULES.values():
-        for entry in module.imports:
-            target = own_module(entry.name)
-            if entry.when_loaded and target and needs(target) - needs(module.name):
-                wrong.append(f"{module.path}:{entry.line}: {target} needs {needs(target)}")
-    assert wrong == []
+    """A file of kernels/, loaders/ or bench/ may need one to load at all; no other part then loads that file."""
+    found = {
+        place
+        for module in MODULES
+        if room_of(module) not in ("kernels", "loaders", "bench")
+        for place in slow_imports(module, OPTIONAL)
+    }
+    assert found == set()
 
 
 def test_the_reader_tells_imports_apart() -> None:

@@ -110,7 +110,18 @@ def test_the_installed_wheel_trains_elsewhere(installed: Path, tmp_path: Path) -
     where = run(installed / "python", "-c", "import fastresnet; print(fastresnet.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
     assert "train" in run(installed / "fastresnet", "--help", cwd=tmp_path)
-    options = ("--data", "shapes", "--arch", "n2-b1-c4", "--epochs", "1", "--compile", "off")
+    options = (
+        "--data",
+        "shapes",
+        "--arch",
+        "n2-b1-c4",
+        "--epochs",
+        "1",
+        "--limit-train",
+        "500",
+        "--compile",
+        "off",
+    )
     shown = run(installed / "fastresnet", "train", *options, cwd=tmp_path, **environment)
     assert "shapes" in shown
     (result,) = tmp_path.glob("runs/*/result.json")
