@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastresnet.atomic import sync_folder
 from fastresnet.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -21,15 +22,6 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path("~/.cache/fastresnet").expanduser()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
     """Turn an OSError while ``doing`` something in the cache folder into one UserError."""
@@ -38,12 +30,12 @@ def disk_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
-                f"the disk is full while {doing} in {cache_folder()}; free some space or set FASTRESNET_CACHE to a "
-                "folder on another disk"
+                f"the disk is full while {doing} in {cache_folder()}; free some space or set "
+                "FASTRESNET_CACHE to a folder on another disk"
             ) from error
         raise UserError(
-            f"{doing} in {cache_folder()} failed: {error.strerror or error}; set FASTRESNET_CACHE to a folder that "
-            "can be written"
+            f"{doing} in {cache_folder()} failed: {error.strerror or error}; set FASTRESNET_CACHE to a "
+            "folder that can be written"
         ) from error
 
 
@@ -51,7 +43,8 @@ def disk_errors(doing: str) -> Iterator[None]:
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file ``path``, alone among threads and processes; calls ``waiting`` if another has it.
 
-    The kernel frees the lock of a process that dies. The file stays: removing it would let two hold "the" lock.
+    The kernel frees the lock of a process that dies. The file stays: removing it would let two processes hold
+    two locks of one name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -70,8 +63,8 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 def publishing(final: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``final``; rename it there if the body succeeds, else remove it.
 
-    Call it under a lock of ``final``'s own: what a killed process left is then known to be nobody's, and removed. The
-    body fsyncs the files that it writes.
+    Call it under a lock of ``final``'s own: what a killed process left is then known to be nobody's, and
+    removed. The body fsyncs the files that it writes.
     """
     temporary = final.with_name(f".{final.name}.partial")
     if temporary.exists():

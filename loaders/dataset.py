@@ -24,11 +24,12 @@ class Dataset:
     """A packed data set.
 
     Attributes:
-        name: what figures measured on it are called: "CIFAR-10", "CIFAR-10-J75", "shapes", or the file's stem.
+        name: what figures measured on it are called: "CIFAR-10", "CIFAR-10-J75", "shapes", or the stem
+            of the file or folder.
         class_names: a name per label.
         mean, std: float64 per channel over train, of pixel values in [0, 1].
         image_size: S: images are [S, S, 3].
-        digest: sha256 in hex of class names, shapes, pixels and labels; the same for a folder and a tar of it.
+        digest: sha256 in hex of class names, shapes, pixels and labels; a folder and a tar of it agree.
         train, test: every sample of each.
         folder: the pack.
         is_builtin: it is the built-in set, so no figure on it says anything about real images.
@@ -60,34 +61,50 @@ def open_dataset(
 
     Args:
         data: a path, "shapes", or None for the official CIFAR-10 (cached, else downloaded).
-        image_size: the side in pixels to scale every image to; None keeps one square size that all share, else 32.
+        image_size: the side in pixels to scale every image to; None keeps one square size that all share,
+            else takes 32.
         progress: told of hashing, listing and decoding.
 
     Raises:
         DataUnavailable: ``data`` is None and CIFAR-10 could be neither found nor downloaded.
-        UserError: the data is missing, damaged or no data set, or the cache cannot be written; one line says which.
+        UserError: the data is missing, damaged or no data set, or the cache cannot be written.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size is {image_size}; it must be at least 1 pixel")
     progress = progress or silent
-    source = resolve(data, image_size)
-    folder = pack_folder(source, image_size, progress)
+    source = resolve(data, image_size, progress)
+    fingerprint = source.fingerprint(progress)
+    folder = _pack_folder(source.stem, fingerprint, image_size)
     if folder.is_dir():
         try:
             return _load(folder)
         except PackDamagedError:
             pass  # looked at again under the lock: another process may be mending it
-    return _pack(source, folder, progress)
+    return _pack(source, fingerprint, folder, progress)
 
 
-def pack_folder(source: Source, image_size: int | None, progress: Progress) -> Path:
-    """Return where the source's pack lies once it is made."""
-    key = hashlib.sha256(f"{FORMAT}|{source.fingerprint(progress)}|{image_size}".encode()).hexdigest()[:16]
-    stem = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in source.stem)[:64]
-    return cache_folder() / "packs" / f"{stem}-{key}"
+def packs() -> list[Path]:
+    """Return the folders of every pack in the cache, damaged or not."""
+    return sorted(path for path in _packs_folder().glob("[!.]*") if path.is_dir())
 
 
-def _pack(source: Source, folder: Path, progress: Progress) -> Dataset:
+def find_pack(data: str, image_size: int | None, progress: Progress) -> Path:
+    """Return where the pack of ``data`` lies once it is made. Raises UserError if there is no such data."""
+    source = resolve(data, image_size, progress)
+    return _pack_folder(source.stem, source.fingerprint(progress), image_size)
+
+
+def _packs_folder() -> Path:
+    return cache_folder() / "packs"
+
+
+def _pack_folder(stem: str, fingerprint: str, image_size: int | None) -> Path:
+    key = hashlib.sha256(f"{FORMAT}|{fingerprint}|{image_size}".encode()).hexdigest()[:16]
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in stem)[:64]
+    return _packs_folder() / f"{name}-{key}"
+
+
+def _pack(source: Source, fingerprint: str, folder: Path, progress: Progress) -> Dataset:
     notices: tuple[str, ...] = ()
     with (
         disk_errors("packing"),
@@ -103,7 +120,7 @@ def _pack(source: Source, folder: Path, progress: Progress) -> Dataset:
                 shutil.rmtree(folder)
         contents = source.scan(progress)
         with publishing(folder) as temporary:
-            write_pack(temporary, contents, source.fingerprint(progress), progress)
+            write_pack(temporary, contents, fingerprint, progress)
         dataset = _load(folder)
     return dataclasses.replace(dataset, notices=(*dataset.notices, *notices))
 

@@ -1,11 +1,12 @@
 """The pack: a data set decoded once into raw, memory-mappable, hash-checked files.
 
-A pack is a folder: ``meta.json`` and, for train and test, ``<split>_images.u8`` (uint8 [N, S, S, 3], C order) and
-``<split>_labels.i64`` (int64 [N], little-endian), rows by sample index.
+A pack is a folder: ``meta.json`` and, for train and test, ``<split>_images.u8`` (uint8 [N, S, S, 3], C
+order) and ``<split>_labels.i64`` (int64 [N], little-endian), rows by sample index.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.errors import UserError
 from fastresnet.loaders.sources.known import KNOWN_NAMES
 from fastresnet.loaders.sources.source import SPLITS, Contents, Progress, SplitName
 
@@ -83,7 +85,7 @@ def write_pack(folder: Path, contents: Contents, source: str, progress: Progress
         for split in SPLITS:
             handles[split] = os.open(folder / images_file(split), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             # Asked for at once, so that a full disk is known before the decoding, not after it.
-            os.posix_fallocate(handles[split], 0, counts[split] * image_bytes)
+            _allocate(handles[split], counts[split] * image_bytes)
         for block in contents.blocks(progress):
             assert block.images.shape[1:] == (size, size, 3) and block.images.dtype == np.uint8
             for row, image in zip(block.rows.tolist(), block.images, strict=True):
@@ -111,14 +113,14 @@ def write_pack(folder: Path, contents: Contents, source: str, progress: Progress
         source=source,
         notices=contents.notices,
     )
-    fields = asdict(meta)
-    _write_whole(folder / META, json.dumps({**fields, "sha256": _self_hash(fields)}, indent=1).encode())
+    write_sealed_json(folder / META, asdict(meta))
 
 
 def read_pack(
     folder: Path,
 ) -> tuple[Meta, dict[SplitName, NDArray[np.uint8]], dict[SplitName, NDArray[np.int64]]]:
-    """Return the pack in ``folder``: meta, read-only images (memory-mapped) and labels; all hashes are checked.
+    """Return the pack in ``folder``: meta, read-only images (memory-mapped) and labels; all hashes are
+    checked.
 
     Raises PackDamagedError naming the file that is missing, torn or altered.
     """
@@ -138,21 +140,22 @@ def read_pack(
 def _read_meta(folder: Path) -> Meta:
     path = folder / META
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
-        recorded = fields.pop("sha256")
-        if recorded != _self_hash(fields) or fields["format"] != FORMAT:
-            raise ValueError
+        fields = read_sealed_json(path)
         for name in ("class_names", "mean", "std", "notices"):
             fields[name] = tuple(fields[name])
         return Meta(**fields)
+    except UserError as error:
+        raise PackDamagedError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise PackDamagedError(f"{path} was written by another version") from error
+
+
+def _allocate(handle: int, num_bytes: int) -> None:
+    try:
+        os.posix_fallocate(handle, 0, num_bytes)
     except OSError as error:
-        raise PackDamagedError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackDamagedError(f"{path} is torn or altered") from error
-
-
-def _self_hash(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            raise
 
 
 def _write_at(handle: int, data: bytes, offset: int) -> None:

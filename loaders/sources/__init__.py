@@ -10,24 +10,38 @@ from fastresnet.loaders.sources.source import DataUnavailable, Progress, Source
 __all__ = ["KINDS", "DataUnavailable", "Progress", "Source", "resolve"]
 
 KINDS = (
-    "a folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.{jpg,jpeg,png}, a folder or tar of CIFAR-10's "
-    "official pickles, an .npz, or 'shapes'"
+    "a folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.{jpg,jpeg,png}, a folder or tar of "
+    "CIFAR-10's official pickles, an .npz, or 'shapes'"
 )
 
 
-def resolve(data: str, image_size: int | None) -> Source:
-    """Return the source of ``data``. Raises UserError if it is missing or of no known kind."""
-    from fastresnet.loaders.sources.folder import ImageTree, image_folder
-    from fastresnet.loaders.sources.shapes import Shapes
-    from fastresnet.loaders.sources.tree import TAR_SUFFIXES, TarTree, stem_of
+def resolve(data: str | None, image_size: int | None, progress: Progress) -> Source:
+    """Return the source of ``data``; None is the official CIFAR-10, downloaded if need be.
 
+    Raises UserError if it is missing or of no known kind, DataUnavailable if CIFAR-10 cannot be had.
+    """
+    # Imported here: Pillow and urllib are not needed to name a source.
+    from fastresnet.loaders.sources.arrays import ArrayFile
+    from fastresnet.loaders.sources.download import official_archive
+    from fastresnet.loaders.sources.paths import Folder, Tar
+    from fastresnet.loaders.sources.shapes import Shapes
+    from fastresnet.loaders.sources.tree import TAR_SUFFIXES
+
+    if data is None:
+        return Tar(official_archive(progress), image_size)
     if data == "shapes":
         return Shapes(image_size)
     path = Path(data).expanduser()
-    if path.is_dir():
-        return image_folder(path, image_size)
-    if not path.exists():
-        raise UserError(f"no such data: {data}; give {KINDS}")
-    if path.name.lower().endswith(tuple(TAR_SUFFIXES)):
-        return ImageTree(TarTree(path), stem_of(path), image_size)
-    raise UserError(f"cannot tell what {data} holds; give {KINDS}")
+    name = path.name.lower()
+    try:
+        if path.is_dir():
+            return Folder(path, image_size)
+        if not path.exists():
+            raise UserError(f"no such data: {data}; give {KINDS}")
+    except OSError as error:
+        raise UserError(f"cannot read {data}: {error.strerror}") from error
+    if name.endswith(tuple(TAR_SUFFIXES)):
+        return Tar(path, image_size)
+    if name.endswith(".npz"):
+        return ArrayFile(path, image_size)
+    raise UserError(f"cannot tell from its name what {data} holds; give {KINDS}")

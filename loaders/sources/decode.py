@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from fastresnet.errors import UserError
 
+DEFAULT_SIZE = 32  # where images have no square size in common, in pixels
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # Pillow guesses by content: nothing but these two decoders is ever handed the user's bytes.
 _FORMATS = ("JPEG", "PNG")
@@ -19,7 +20,7 @@ File = Path | io.BytesIO
 
 
 def image_dimensions(file: File, path: str) -> tuple[int, int]:
-    """Return (width, height) in pixels from the header of ``file``; UserError names ``path`` if it has none."""
+    """Return (width, height) in pixels from the header of ``file``. Raises UserError naming ``path``."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
             return image.size
@@ -28,7 +29,7 @@ def image_dimensions(file: File, path: str) -> tuple[int, int]:
 
 
 def decode(file: File, path: str, image_size: int) -> NDArray[np.uint8]:
-    """Return the image in ``file`` as uint8 [S, S, 3] RGB, S = ``image_size``, upright by its EXIF orientation.
+    """Return the image in ``file`` as uint8 [S, S, 3] RGB, S = ``image_size``, upright as EXIF says.
 
     An image of another size is scaled, antialiased, so that its shorter side is S, and cropped at the centre.
     Raises UserError naming ``path`` if it cannot be decoded.
@@ -38,13 +39,19 @@ def decode(file: File, path: str, image_size: int) -> NDArray[np.uint8]:
             # A JPEG can be decoded at 1/2, 1/4 or 1/8 size for a fraction of the work.
             image.draft(None, (2 * image_size, 2 * image_size))
             upright = _to_rgb(ImageOps.exif_transpose(image))
-            return np.asarray(resize(upright, image_size))
+            return np.asarray(_resize(upright, image_size))
     except Exception as error:  # a hostile file can make a decoder raise anything
         raise _not_an_image(path, error) from error
 
 
-def resize(image: Image.Image, image_size: int) -> Image.Image:
-    """Return ``image`` scaled to a shorter side of ``image_size`` and cropped at the centre, antialiased."""
+def resize_all(images: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """Return uint8 [k, H, W, 3] ``images`` as [k, S, S, 3], scaled and cropped as :func:`decode` does."""
+    if images.shape[1:3] == (image_size, image_size):
+        return images
+    return np.stack([np.asarray(_resize(Image.fromarray(image), image_size)) for image in images])
+
+
+def _resize(image: Image.Image, image_size: int) -> Image.Image:
     if image.size == (image_size, image_size):
         return image
     side = min(image.size)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastresnet.errors import UserError, did_you_mean
-from fastresnet.loaders.sources.decode import SUFFIXES, File, decode, image_dimensions
+from fastresnet.loaders.sources.decode import DEFAULT_SIZE, SUFFIXES, File, decode, image_dimensions
 from fastresnet.loaders.sources.source import (
     SPLITS,
     Block,
@@ -23,11 +22,10 @@ from fastresnet.loaders.sources.source import (
     SplitName,
     check_labels,
 )
-from fastresnet.loaders.sources.tree import Entry, FolderTree, TarTree, Tree, hash_file, stem_of
+from fastresnet.loaders.sources.tree import Entry, Tree, as_bytes
 
 LAYOUT = "{train,test}/<class>/<file>.{jpg,jpeg,png}"
-DEFAULT_SIZE = 32
-_BLOCK = 256  # images decoded at a time
+_CHUNK = 256  # images decoded at a time
 # Below this many bytes a file, threads lose more handing the interpreter over than they gain in decoding.
 _WORTH_A_THREAD = 8192
 
@@ -45,8 +43,8 @@ class Layout:
 def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
     """Sort ``entries`` into splits and classes. Raises UserError if they do not follow :data:`LAYOUT`.
 
-    A sample's index is its rank among its split's paths, sorted as bytes; so is a class's label among the classes. One
-    folder around everything (as ``tar czf photos.tgz photos/`` makes) is looked through.
+    A sample's index is its rank among its split's paths, sorted as bytes; so is a class's label among the
+    classes. One folder around everything (as ``tar czf photos.tgz photos/`` makes) is looked through.
     """
     seen = [entry for entry in entries if not _hidden(entry.path)]
     images = [entry for entry in seen if entry.path.lower().endswith(SUFFIXES)]
@@ -64,10 +62,10 @@ def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
                 f"{where}: image {entry.path!r} is not at {LAYOUT}; move it into a class's folder"
             )
         else:
-            found[cast(SplitName, parts[0])].append((_as_bytes("/".join(parts)), parts[1], entry))
+            found[cast(SplitName, parts[0])].append((as_bytes("/".join(parts)), parts[1], entry))
     if not (found["train"] and found["test"]):
         raise UserError(_wrong_layout(where, found, elsewhere, [parts for parts, _ in paths]))
-    class_names = tuple(sorted({name for rows in found.values() for _, name, _ in rows}, key=_as_bytes))
+    class_names = tuple(sorted({name for rows in found.values() for _, name, _ in rows}, key=as_bytes))
     for name in class_names:
         try:
             name.encode()
@@ -88,12 +86,8 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _as_bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
-
-
 def _common_root(images: Sequence[Entry]) -> str:
-    """Return the prefix ``"<folder>/"`` that holds train/ and test/ if every image is under one, else ``""``."""
+    """Return the prefix ``"<folder>/"`` if one folder holds every image, in train/ or test/; else ``""``."""
     tops = {entry.path.split("/")[0] for entry in images}
     if len(tops) == 1 and not tops & set(SPLITS):
         root = tops.pop() + "/"
@@ -136,112 +130,88 @@ def _left_out(
     return tuple(notices)
 
 
-class ImageTree:
-    """The source of images in ``tree``."""
+def image_contents(
+    tree: Tree, entries: Sequence[Entry], stem: str, image_size: int | None, progress: Progress
+) -> Contents:
+    """Return the contents of the images among ``entries`` of ``tree``.
 
-    def __init__(self, tree: Tree, stem: str, image_size: int | None) -> None:
-        """``image_size`` forces the side S; None keeps one square size that all share, else scales to 32."""
-        self.stem = stem
-        self._tree = tree
-        self._image_size = image_size
-        self._listed: list[Entry] | None = None
+    ``image_size`` forces the side S; None keeps one square size that all share, else scales to 32. Raises
+    UserError for a wrong layout, too few classes, or a file that is no image.
+    """
+    layout = lay_out(tree.where, entries)
+    labels = {split: np.array(layout.labels[split], np.int64) for split in SPLITS}
+    check_labels(tree.where, layout.class_names, labels)
+    size, notice = _settle_size(tree, layout, image_size, progress)
+    return Contents(
+        name=stem,
+        class_names=layout.class_names,
+        image_size=size,
+        labels=labels,
+        blocks=lambda progress: _blocks(tree, layout, size, progress),
+        notices=(*layout.notices, *notice),
+    )
 
-    def _entries(self, progress: Progress) -> list[Entry]:
-        if self._listed is None:
-            self._listed = self._tree.entries(progress)
-        return self._listed
 
-    def fingerprint(self, progress: Progress) -> str:
-        """Return a tar's content hash, or a hash of a folder's paths, sizes and modification times."""
-        if isinstance(self._tree, TarTree):
-            return hash_file(self._tree.path, progress)
-        listing = sorted((_as_bytes(path), size, mtime) for path, size, mtime in self._entries(progress))
-        return hashlib.sha256(repr(listing).encode()).hexdigest()
+def _settle_size(
+    tree: Tree, layout: Layout, wanted: int | None, progress: Progress
+) -> tuple[int, tuple[str, ...]]:
+    """Return S and what to tell the user; reads headers up to the first image that settles it."""
+    every = [entry for split in SPLITS for entry in layout.entries[split]]
+    common = wanted
+    for done, (entry, file) in enumerate(tree.files(every)):
+        width, height = image_dimensions(file, f"{tree.where}: {entry.path}")
+        common = common or width
+        if (width, height) != (common, common):
+            size = wanted or DEFAULT_SIZE
+            return size, (
+                f"images of other sizes (such as {entry.path}, {width}x{height}) are scaled to a shorter "
+                f"side of {size} and cropped to {size}x{size}",
+            )
+        if done % 1000 == 0:
+            progress("reading sizes", done, len(every))
+    assert common is not None
+    return common, ()
 
-    def scan(self, progress: Progress) -> Contents:
-        """Lay out the images and settle their size."""
-        where = self._tree.where
-        layout = lay_out(where, self._entries(progress))
-        labels = {split: np.array(layout.labels[split], np.int64) for split in SPLITS}
-        check_labels(where, layout.class_names, labels)
-        image_size, notice = self._settle_size(layout, progress)
-        return Contents(
-            name=self.stem,
-            class_names=layout.class_names,
-            image_size=image_size,
-            labels=labels,
-            blocks=lambda progress: self._blocks(layout, image_size, progress),
-            notices=(*layout.notices, *notice),
-        )
 
-    def _settle_size(self, layout: Layout, progress: Progress) -> tuple[int, tuple[str, ...]]:
-        """Return S and what to tell the user; reads headers up to the first image that settles it."""
-        every = [entry for split in SPLITS for entry in layout.entries[split]]
-        first: tuple[int, int] | None = None
-        wanted = self._image_size
-        for done, (entry, file) in enumerate(self._tree.files(every)):
-            width, height = image_dimensions(file, f"{self._tree.where}: {entry.path}")
-            first = first or (width, height)
-            if (width, height) != first or width != height or (wanted and wanted != width):
-                size = wanted or DEFAULT_SIZE
-                return size, (
-                    f"images of other sizes (such as {entry.path}, {width}x{height}) are scaled to a shorter side of "
-                    f"{size} and cropped to {size}x{size}",
-                )
-            if done % 1000 == 0:
-                progress("reading sizes", done, len(every))
-        assert first is not None
-        return first[0], ()
+def _blocks(tree: Tree, layout: Layout, size: int, progress: Progress) -> Iterator[Block]:
+    rank = {entry: (split, row) for split in SPLITS for row, entry in enumerate(layout.entries[split])}
+    mean_bytes = sum(entry.size for entry in rank) / len(rank)
+    workers = (os.cpu_count() or 1) if mean_bytes > _WORTH_A_THREAD else 1
 
-    def _blocks(self, layout: Layout, image_size: int, progress: Progress) -> Iterator[Block]:
-        rank = {entry: (split, row) for split in SPLITS for row, entry in enumerate(layout.entries[split])}
-        mean_bytes = sum(entry.size for entry in rank) / len(rank)
-        workers = (os.cpu_count() or 1) if mean_bytes > _WORTH_A_THREAD else 1
-        done = 0
-        waiting: deque[Future[list[Block]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for files in _chunks(self._tree.files(rank)):
-                    waiting.append(pool.submit(self._decode, files, rank, image_size))
-                    while len(waiting) > workers + 1:
-                        yield from waiting.popleft().result()
-                    done += len(files)
-                    progress("decoding images", done, len(rank))
-                while waiting:
-                    yield from waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _decode(
-        self, files: list[tuple[Entry, File]], rank: dict[Entry, tuple[SplitName, int]], image_size: int
-    ) -> list[Block]:
-        decoded: dict[SplitName, list[tuple[int, np.ndarray]]] = {"train": [], "test": []}
+    def decode_chunk(files: list[tuple[Entry, File]]) -> list[Block]:
+        decoded: dict[SplitName, list[tuple[int, NDArray[np.uint8]]]] = {"train": [], "test": []}
         for entry, file in files:
             split, row = rank[entry]
-            decoded[split].append((row, decode(file, f"{self._tree.where}: {entry.path}", image_size)))
+            decoded[split].append((row, decode(file, f"{tree.where}: {entry.path}", size)))
         return [
             Block(split, np.array([row for row, _ in rows], np.int64), np.stack([image for _, image in rows]))
             for split, rows in decoded.items()
             if rows
         ]
 
+    done = 0
+    waiting: deque[Future[list[Block]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for files in _chunks(tree.files(rank)):
+                waiting.append(pool.submit(decode_chunk, files))
+                while len(waiting) > workers + 1:
+                    yield from waiting.popleft().result()
+                done += len(files)
+                progress("decoding images", done, len(rank))
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
 
 def _chunks(files: Iterator[tuple[Entry, File]]) -> Iterator[list[tuple[Entry, File]]]:
     chunk: list[tuple[Entry, File]] = []
     for item in files:
         chunk.append(item)
-        if len(chunk) == _BLOCK:
+        if len(chunk) == _CHUNK:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
-
-
-def image_folder(root: Path, image_size: int | None) -> ImageTree:
-    """Return the source of the image folder ``root``."""
-    if all((root / split).is_dir() for split in SPLITS):
-        tree = FolderTree(root, SPLITS)
-    else:
-        tree = FolderTree(root, depth=2)  # enough to say what is wrong
-    return ImageTree(tree, stem_of(root), image_size)

@@ -1,8 +1,8 @@
 """The built-in data set: ten classes of drawn 32x32 images, for machines with no data and no network.
 
-Every image is one filled shape, turned, scaled and placed anywhere, in a random colour on a shaded ground, under two
-strokes and pixel noise. Only additions, multiplications, divisions and square roots are used, which IEEE 754 rounds
-alike everywhere: the pixels, and so the digest, are the same on every machine.
+Every image is one filled shape, turned, scaled and placed anywhere, in a random colour on a shaded ground,
+under two strokes and pixel noise. Only additions, multiplications, divisions and square roots are used,
+which IEEE 754 rounds alike everywhere: the pixels, and so the digest, are the same on every machine.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _edges(u: Field, v: Field, normals: tuple[tuple[float, float], ...], reach: 
     return np.stack([reach - (u * x + v * y) for x, y in normals])
 
 
-# Distance inside the edge (negative outside) of a shape of radius about 1; alphabetical, as labels are. A point of a
-# pentagram lies inside at least four of its five edges.
+# Distance inside the edge (negative outside) of a shape of radius about 1; alphabetical, as labels are. A
+# point of a pentagram lies inside at least four of its five edges.
 SHAPES: dict[str, Shape] = {
     "arrow": lambda u, v: np.maximum(
         _box(u, v + 0.45, 0.2, 0.5), _edges(u, v - 0.25, _TRIANGLE, 0.35).min(axis=0)
@@ -68,7 +68,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def _turn(x: Field, y: Field, angle: Field, quadrant: Field) -> tuple[Field, Field]:
-    """Return (x, y) turned by any angle: rationally within a quadrant, then by quarter turns; draws in [0, 1)."""
+    """Return (x, y) turned by any angle: ``angle`` of a quadrant, then quarter turns; both in [0, 1)."""
     cos = (1.0 - angle * angle) / (1.0 + angle * angle)
     sin = 2.0 * angle / (1.0 + angle * angle)
     u, v = x * cos - y * sin, x * sin + y * cos
@@ -78,7 +78,7 @@ def _turn(x: Field, y: Field, angle: Field, quadrant: Field) -> tuple[Field, Fie
 
 
 def _over(image: Field, inside: Field, colour: Field) -> Field:
-    """Return ``image`` [k, S, S, 3] with ``colour`` where ``inside``, in pixels, is positive; edges antialiased."""
+    """Return ``image`` [k, S, S, 3] in ``colour`` where ``inside``, in pixels, is positive; antialiased."""
     cover = np.clip(inside + 0.5, 0.0, 1.0)[..., None]
     return image + cover * (colour - image)
 

@@ -30,11 +30,22 @@ TAR_SUFFIXES = {
 
 
 class Entry(NamedTuple):
-    """One file: its relative path with forward slashes, size in bytes, and place (a tar's) or mtime (a folder's)."""
+    """One file.
+
+    Fields:
+        path: relative, with forward slashes.
+        size: in bytes.
+        place: where its bytes begin in the uncompressed tar; of a file in a folder, its mtime in ns.
+    """
 
     path: str
     size: int
     place: int
+
+
+def as_bytes(path: str) -> bytes:
+    """Return a path's bytes as they are in the folder or tar; paths are sorted by them."""
+    return path.encode("utf-8", "surrogateescape")
 
 
 class Tree(Protocol):
@@ -78,10 +89,10 @@ def hash_file(path: Path, progress: Progress) -> str:
 class FolderTree:
     """A folder; links in it are followed, names that start with a dot are not looked at."""
 
-    def __init__(self, root: Path, folders: tuple[str, ...] | None = None, depth: int = 4) -> None:
-        """Look only into ``folders`` of ``root`` (None: all), ``depth`` levels down."""
+    def __init__(self, root: Path, only: tuple[str, ...] = (), depth: int = 4) -> None:
+        """Look only into the folders ``only`` of ``root`` if any are given, ``depth`` levels down."""
         self.root = root
-        self._folders = folders
+        self._only = only
         self._depth = depth
 
     @property
@@ -97,9 +108,7 @@ class FolderTree:
     def _walk(self, folder: Path, prefix: str, depth: int) -> Iterator[Entry]:
         with os.scandir(folder) as found:
             for item in found:
-                if item.name.startswith(".") or (
-                    not prefix and self._folders and item.name not in self._folders
-                ):
+                if item.name.startswith(".") or (not prefix and self._only and item.name not in self._only):
                     continue
                 if item.is_dir():
                     if depth > 1:

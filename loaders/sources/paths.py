@@ -1,0 +1,79 @@
+"""A folder or a tar, holding images or CIFAR-10's official pickles."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fastresnet.loaders.sources.folder import image_contents
+from fastresnet.loaders.sources.official import FILES, holds_pickles, pickle_contents
+from fastresnet.loaders.sources.source import SPLITS, Contents, Progress
+from fastresnet.loaders.sources.tree import (
+    Entry,
+    FolderTree,
+    TarTree,
+    Tree,
+    as_bytes,
+    hash_file,
+    stem_of,
+)
+
+
+class Tar:
+    """The source of the tar at ``path``; it is opened only to be packed."""
+
+    def __init__(self, path: Path, image_size: int | None) -> None:
+        """Raises UserError if the file is not what its suffix says."""
+        self.stem = stem_of(path)
+        self._tree = TarTree(path)
+        self._image_size = image_size
+
+    def fingerprint(self, progress: Progress) -> str:
+        """Return the file's content hash."""
+        return hash_file(self._tree.path, progress)
+
+    def scan(self, progress: Progress) -> Contents:
+        """List the tar, then read its pickles or look at its images."""
+        return _contents(self._tree, self._tree.entries(progress), self.stem, self._image_size, progress)
+
+
+class Folder:
+    """The source of the folder at ``path``."""
+
+    def __init__(self, path: Path, image_size: int | None) -> None:
+        self.stem = stem_of(path)
+        self._image_size = image_size
+        self._tree = _folder_tree(path)
+        self._entries: list[Entry] | None = None
+
+    def _listed(self, progress: Progress) -> list[Entry]:
+        if self._entries is None:
+            self._entries = self._tree.entries(progress)
+        return self._entries
+
+    def fingerprint(self, progress: Progress) -> str:
+        """Return a hash of the files' relative paths, sizes and modification times."""
+        listing = sorted((as_bytes(path), size, mtime) for path, size, mtime in self._listed(progress))
+        return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+    def scan(self, progress: Progress) -> Contents:
+        """Read the folder's pickles or look at its images."""
+        return _contents(self._tree, self._listed(progress), self.stem, self._image_size, progress)
+
+
+def _folder_tree(path: Path) -> FolderTree:
+    """Return the part of ``path`` worth walking: a home folder given by mistake is not."""
+    for root in (path, path / "cifar-10-batches-py"):
+        if any((root / name).is_file() for name in FILES):
+            return FolderTree(root, depth=1)
+    if all((path / split).is_dir() for split in SPLITS):
+        return FolderTree(path, only=SPLITS)
+    return FolderTree(path, depth=2)  # enough to say what is wrong
+
+
+def _contents(
+    tree: Tree, entries: list[Entry], stem: str, image_size: int | None, progress: Progress
+) -> Contents:
+    names = {entry.path.rsplit("/", 1)[-1] for entry in entries}
+    read = pickle_contents if holds_pickles(names) else image_contents
+    return read(tree, entries, stem, image_size, progress)
