@@ -1,7 +1,8 @@
 """Every network that the four course reports print, by name: printed figures beside recomputed counts.
 
-Only what was printed is typed here; parameters and multiply-adds are always computed from the spec. A network
-that several tables print (``n4-b2-c64`` is in five sweeps) has an entry in each, since their accuracies differ.
+Only what was printed is typed here; parameters and multiply-adds are always computed from the spec. A
+network that several tables print (``n4-b2-c64`` is in five sweeps) has an entry in each, since their
+accuracies differ.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def joint_grid() -> tuple[ArchSpec, ...]:
 
 def _r0() -> Iterator[CatalogueEntry]:
     errata = {
-        "resnet10-1": "the printed count is that of B=1,1,1 C=32,64,128 (resnet8), which is what its logs ran",
+        "resnet10-1": "the printed count is that of B=1,1,1 C=32,64,128 (resnet8), which its logs ran",
         "resnet24": "the printed 94.8% test accuracy is on validation images (94.84%); "
         "its confusion matrix on test sums to 94.59%",
         "resnet86": "the printed count was copied from the row above (resnet48)",
