@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at, pack, check and re-encode
 Data = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DATA]",
+        metavar="DATA",
         help="A folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.jpg, a folder or tar of "
         "CIFAR-10's official pickles, an .npz, or 'shapes'. Left out: CIFAR-10, downloaded once.",
     ),
@@ -95,7 +95,7 @@ def pack(data: Data = None, image_size: ImageSize = None) -> None:
 @app.command()
 def verify(
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Left out: every pack in the cache.")
+        str | None, typer.Argument(metavar="DATA", help="Left out: every pack in the cache.")
     ] = None,
     image_size: ImageSize = None,
 ) -> None:
