@@ -1,4 +1,4 @@
-"""Batched augmentation on the device: everything a recipe does to images after crop and flip."""
+"""What a recipe does to images after crop and flip: batched, on the device, parameters sent once an epoch."""
 
 from __future__ import annotations
 
@@ -9,36 +9,128 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fastresnet import augment_draws as draws
+from fastresnet import augment_ops as ops
 from fastresnet import recipe_augment as parts
 
 
 class Augment(nn.Module):
-    """Turns a loader's uint8 batch into the network's input."""
+    """Turns a loader's uint8 batch into the network's input, on the device it was moved to.
+
+    Args:
+        part: the recipe's; its crop and flip are the loader's affair.
+        mean, std: per channel, of images in [0, 1].
+        image_size: side in pixels.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    table: torch.Tensor
 
     def __init__(
         self, part: parts.Augment, mean: Sequence[float], std: Sequence[float], image_size: int
     ) -> None:
         super().__init__()
-        scale = 1 / (255 * np.asarray(std, np.float64))
-        shift = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-        self.register_buffer(
-            "scale", torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "shift", torch.tensor(shift, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
-        )
+        names = [op.name for op in part.ops]
+        self.ops = part.ops if "normalise" in names else (*part.ops, parts.NormaliseHere(name="normalise"))
+        self.augments = bool(part.ops) and names != ["normalise"]
+        self.image_size = image_size
+        for name, values in (
+            ("scale", 1 / np.asarray(std, np.float64)),
+            ("shift", -np.asarray(mean, np.float64) / np.asarray(std, np.float64)),
+        ):
+            channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
+        self.register_buffer("table", torch.zeros(0, 0), persistent=False)
 
     def begin_epoch(
         self, seed: int, epoch: int, members: NDArray[np.int64], device: torch.device | str
     ) -> None:
-        """Draw the parameters of every member for ``epoch`` and send them to ``device``."""
+        """Draw the parameters of ``members`` (int64 sample indices) for ``epoch`` and send them to ``device``.
+
+        The table is float32 [greatest index + 1, columns]; later epochs overwrite it in place.
+        """
+        if not self.augments:
+            return
+        columns = [
+            _columns(op, draws.uniforms(seed, epoch, place, members), self.image_size)
+            for place, op in enumerate(self.ops)
+        ]
+        drawn = np.concatenate([c for c in columns if c is not None], axis=1)
+        rows = np.zeros((int(members.max()) + 1, drawn.shape[1]), np.float32)
+        rows[members] = drawn
+        table = torch.from_numpy(rows)
+        if torch.device(device).type == "cuda":
+            table = table.pin_memory()
+        if self.table.shape == table.shape and self.table.device == torch.empty(0, device=device).device:
+            self.table.copy_(table, non_blocking=True)
+        else:
+            self.table = table.to(device)
 
     def forward(
         self, images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype, train: bool
     ) -> torch.Tensor:
         """Return images [B, 3, H, W] of ``dtype``, channels-last, normalised; augmented where ``train``.
 
-        ``images`` is uint8 [B, 3, H, W], ``indices`` int64 [B].
+        ``images`` is uint8 [B, 3, H, W], ``indices`` int64 [B], of the members given to :meth:`begin_epoch`.
         """
-        x = torch.addcmul(self.shift, images.float(), self.scale)
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+        x = images.contiguous(memory_format=torch.channels_last).float() / 255
+        if not (train and self.augments):
+            return torch.addcmul(self.shift, x, self.scale).to(dtype)
+        drawn = self.table[indices]
+        column = 0
+        for op in self.ops:
+            if isinstance(op, parts.NormaliseHere):
+                x = torch.addcmul(self.shift, x, self.scale)
+            else:
+                x = _apply(op, x, drawn[:, column : column + _width(op)])
+                column += _width(op)
+        return x.to(dtype)
+
+
+def _width(op: parts.AugmentOp) -> int:
+    """Return the columns that :func:`_columns` gives for ``op``."""
+    if isinstance(op, parts.Rotation | parts.Affine):
+        return 6
+    if isinstance(op, parts.ColorJitter):
+        return 19 if op.hue else 9
+    if isinstance(op, parts.Erasing | parts.Cutout):
+        return 4
+    return 1 if isinstance(op, parts.Grayscale) else 0
+
+
+def _columns(op: parts.AugmentOp, u: draws.Uniforms, size: int) -> NDArray[np.float64] | None:
+    """Return what :func:`_apply` needs: float64 [n, columns], or None where it needs nothing."""
+    if isinstance(op, parts.Rotation):
+        angle = draws.draw_rotation(op, u)
+        zero = np.zeros_like(angle)
+        # torchvision's rotate turns the other way from its affine.
+        return draws.inverse_affine(-angle, zero, zero, zero + 1, zero)
+    if isinstance(op, parts.Affine):
+        return draws.inverse_affine(**draws.draw_affine(op, u, size))
+    if isinstance(op, parts.ColorJitter):
+        return draws.jitter_columns(op, u)
+    if isinstance(op, parts.Grayscale):
+        return draws.draw_grayscale(op, u)[:, None]
+    if isinstance(op, parts.Erasing):
+        return draws.draw_erasing(op, u, size)
+    if isinstance(op, parts.Cutout):
+        return draws.draw_cutout(op, u, size)
+    return None
+
+
+def _apply(op: parts.AugmentOp, x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Return the batch after ``op`` with the parameters ``drawn`` [B, columns]."""
+    if isinstance(op, parts.Rotation | parts.Affine):
+        return ops.resample(x, drawn, op.interpolation == "bilinear")
+    if isinstance(op, parts.ColorJitter):
+        for i in range(3):
+            x = ops.blend(x, drawn[:, 3 * i : 3 * i + 3])
+        if op.hue:
+            x = ops.shift_hue(x, drawn[:, 9])
+            for i in range(3):
+                x = ops.blend(x, drawn[:, 10 + 3 * i : 13 + 3 * i])
+        return x
+    if isinstance(op, parts.Grayscale):
+        return ops.gray_where(x, drawn[:, 0])
+    return ops.erase(x, drawn)

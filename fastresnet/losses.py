@@ -32,7 +32,8 @@ def build_loss(part: parts.Loss) -> LossFunction:
     """Return a function of (logits, labels or Targets) to the loss.
 
     Logits are [B, num_classes] of any float dtype, labels int64 [B]. The loss is a float32 scalar, computed
-    in float32: mean cross-entropy with label smoothing; of Targets, lam * loss(labels_a) + (1 - lam) * loss(labels_b) (Zhang et al. 2018).
+    in float32: mean cross-entropy with label smoothing; of Targets, lam * loss(labels_a) + (1 - lam) *
+    loss(labels_b) (Zhang et al. 2018).
     """
 
     def loss(logits: torch.Tensor, targets: torch.Tensor | Targets) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_group(group, weights)
 
     def _step_group(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
-        gradients = [p.grad for p in weights]
+        gradients = [p.grad for p in weights if p.grad is not None]
         for p in weights:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)

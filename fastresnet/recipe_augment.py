@@ -32,21 +32,20 @@ class Affine(Part):
     Attributes:
         degrees: angle in [-degrees, degrees].
         translate: greatest shift as fractions of width and height, rounded to whole pixels.
-        scale: range of the scale; None for none.
+        scale: range of the scale.
         shear: x-shear in [-shear, shear] degrees.
     """
 
     name: Literal["affine"]
     degrees: float = Field(default=0.0, ge=0, le=180)
     translate: tuple[Fraction, Fraction] = (0.0, 0.0)
-    scale: tuple[Positive, Positive] | None = None
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
     shear: float = Field(default=0.0, ge=0, lt=90)
     interpolation: Interpolation = "nearest"
 
     @model_validator(mode="after")
     def _scale_ascends(self) -> Affine:
-        if self.scale is not None:
-            ordered(self.scale, "scale")
+        ordered(self.scale, "scale")
         return self
 
 

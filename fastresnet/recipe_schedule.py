@@ -76,7 +76,7 @@ class Cosine(WarmedPart):
 
 
 class CosineRestarts(WarmedPart):
-    """SGDR: half cosines from 1 to ``min_factor``, over ``t_0`` epochs and each next ``t_mult`` times as long.
+    """SGDR: half cosines from 1 to ``min_factor``, over ``t_0`` epochs, then ``t_mult`` times as long.
 
     torch's CosineAnnealingWarmRestarts.
     """

@@ -114,8 +114,9 @@ class PlateauSchedule(Schedule):
 
 def build_schedule(part: parts.Schedule, epochs: int, steps_per_epoch: int) -> Schedule:
     """Return the schedule of a run of ``epochs`` epochs of ``steps_per_epoch`` steps."""
-    kind = PlateauSchedule if isinstance(part, parts.Plateau) else Schedule
-    return kind(part, epochs, steps_per_epoch)
+    if isinstance(part, parts.Plateau):
+        return PlateauSchedule(part, epochs, steps_per_epoch)
+    return Schedule(part, epochs, steps_per_epoch)
 
 
 def _cosine(phase: float, low: float) -> float:
