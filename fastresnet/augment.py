@@ -46,7 +46,7 @@ class Augment(nn.Module):
     def begin_epoch(
         self, seed: int, epoch: int, members: NDArray[np.int64], device: torch.device | str
     ) -> None:
-        """Draw the parameters of ``members`` (int64 sample indices) for ``epoch`` and send them to ``device``.
+        """Draw the parameters of ``members`` (int64 indices) for ``epoch`` and send them to ``device``.
 
         The table is float32 [greatest index + 1, columns]; later epochs overwrite it in place.
         """

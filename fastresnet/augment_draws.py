@@ -71,8 +71,8 @@ def inverse_affine(angle: Array, tx: Array, ty: Array, scale: Array, shear: Arra
 def draw_jitter(part: parts.ColorJitter, u: Uniforms) -> tuple[Array, NDArray[np.int64]]:
     """Return values [n, 4] and orders [n, 4].
 
-    The values are factors of brightness, contrast and saturation, and the hue's turns; a row of ``orders`` lists
-    the four, as 0 to 3, in the order of use.
+    The values are factors of brightness, contrast and saturation, and the hue's turns; a row of ``orders``
+    lists the four, as 0 to 3, in the order of use.
     """
     values = [
         within(u(purpose, 0), max(0.0, 1 - strength), 1 + strength)
@@ -91,8 +91,9 @@ def jitter_columns(part: parts.ColorJitter, u: Uniforms) -> Array:
     """Return the drawn jitter as blends of images: [n, 9], or with a hue [n, 19].
 
     A blend (i, g, m) is clamp(i * image + g * grayscale + m * mean of the grayscale); (1, 0, 0) changes
-    nothing. Without a hue there are three, for brightness, contrast and saturation in the order drawn. With one
-    there are three before it, the shift in turns, and three after it; each changes the image on its side only.
+    nothing. Without a hue there are three, for brightness, contrast and saturation in the order drawn. With
+    one there are three before it, the shift in turns, and three after it; each changes the image on its side
+    only.
     """
     values, orders = draw_jitter(part, u)
     row = np.arange(len(values))

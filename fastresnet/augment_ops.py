@@ -1,7 +1,7 @@
 """Batched image operations, a parameter for each image: torchvision's ``v2.functional`` on float images.
 
-Images are float32 [B, 3, H, W] in [0, 1], channels-last. The reports' pipelines worked on 8-bit images and rounded
-after each operation; these do not round.
+Images are float32 [B, 3, H, W] in [0, 1], channels-last. The reports' pipelines worked on 8-bit images and
+rounded after each operation; these do not round.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def blend(images: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def shift_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Return images with their hue moved by ``turns`` [B]; saturation and value stay. As ``adjust_hue``.
 
-    Hue is in sixths of a turn; a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), where k is the hue plus
-    5, 3 and 1 for red, green and blue: the same function as the textbook's six cases, without them.
+    Hue is in sixths of a turn; a channel is value - chroma * clamp(min(k, 4 - k), 0, 1), where k is the hue
+    plus 5, 3 and 1 for red, green and blue: the same function as the textbook's six cases, without them.
     """
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
