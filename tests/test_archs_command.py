@@ -1,0 +1,96 @@
+"""``fastresnet archs``: what it prints, as a table and as JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fastresnet.arch import get_arch
+from fastresnet.catalogue import CATALOGUE
+from fastresnet.cli.archs import archs
+from fastresnet.errors import UserError
+
+
+def run_archs(*arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(archs)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"}, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_archs_lists_printed_and_true_counts_side_by_side() -> None:
+    output = run_archs()
+    rows = [line.split() for line in output.splitlines()]
+    for entry in CATALOGUE:
+        printed = "-" if entry.printed_params is None else f"{entry.printed_params:,}"
+        accuracy = "-" if entry.printed_accuracy is None else f"{entry.printed_accuracy:.4f}"
+        row = [
+            entry.name,
+            printed,
+            f"{entry.true_params:,}",
+            f"{entry.multiply_adds:,}",
+            accuracy,
+        ]
+        assert row + ["erratum"] * bool(entry.erratum) in rows
+        for remark in (entry.erratum, entry.note):
+            assert remark is None or remark in " ".join(output.split())
+    assert "…" not in output and max(map(len, output.splitlines())) <= 80
+
+
+def test_archs_json_lists_the_same() -> None:
+    rows = json.loads(run_archs("--json"))
+    assert [(row["name"], row["table"], row["true_params"]) for row in rows] == [
+        (entry.name, entry.table, entry.true_params) for entry in CATALOGUE
+    ]
+    assert rows[0]["printed_params"] == 312_490 and rows[0]["erratum"] == CATALOGUE[0].erratum
+    assert rows[0]["spec"]["blocks"] == [1, 2, 1]
+
+
+def test_archs_budget_answers_width_85() -> None:
+    arguments = ("--budget", "5000000", "--stages", "3", "--blocks", "2")
+    assert "width 85: n3-b2-c85" in run_archs(*arguments)
+    answer = json.loads(run_archs(*arguments, "--json"))
+    assert (answer["width"], answer["slug"], answer["true_params"]) == (85, "n3-b2-c85", 4_895_755)
+    listed = json.loads(run_archs("--budget", "5000000", "--stages", "2", "--blocks", "2,1", "--json"))
+    assert listed["spec"]["blocks"] == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet24", "n3-b1-c8-bottleneck-ds0.1-dh0.5", "resnet86"])
+def test_archs_name_shows_every_layer(name: str) -> None:
+    spec = get_arch(name)
+    answer = json.loads(run_archs(name, "--json"))
+    assert [layer["name"] for layer in answer["layers"]] == [layer.name for layer in spec.layers()]
+    assert sum(layer["params"] for layer in answer["layers"]) == answer["true_params"] == spec.num_params()
+    output = run_archs(name)
+    rows = [line.split() for line in output.splitlines()]
+    assert ["total", f"{spec.num_params():,}", f"{spec.num_multiply_adds():,}"] in rows
+    for layer in spec.layers():
+        counts = [f"{count:,}" for count in (layer.params, layer.multiply_adds) if count]
+        shape = "x".join(map(str, layer.shape))
+        own_name = layer.name.split("blocks.")[-1].lstrip("0123456789.")
+        assert [own_name, *layer.detail.split(), shape, *counts] in rows
+    assert "…" not in output and max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("resnet25",), "unknown architecture 'resnet25'; did you mean"),
+        (("n4-b1-c4-p5",), "P may be 1 to 4"),
+        (("--budget", "5000000"), "--budget, --stages and --blocks go together"),
+        (("resnet24", "--stages", "3"), "give either a name"),
+        (("--budget", "9", "--stages", "3", "--blocks", "1"), "no width fits a budget of 9"),
+        (("--budget", "9000", "--stages", "3", "--blocks", "1,x"), "--blocks is '1,x'"),
+        (("--budget", "9000", "--stages", "3", "--blocks", "1,2"), "blocks has 2 values for 3 stages"),
+        (("--budget", "9000", "--stages", "99", "--blocks", "1"), "number of stages is 99"),
+        (("--budget", "9000", "--stages", "2", "--blocks", "0"), "blocks[0] is 0"),
+    ],
+)
+def test_archs_refuses(arguments: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run_archs(*arguments)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
