@@ -184,3 +184,8 @@ def test_widest_under_is_the_widest(budget: int, stages: int, blocks: int) -> No
         return
     width = widest_under(budget, stages, blocks).channels[0]
     assert params(width) <= budget < params(width + 1)
+
+
+def test_widest_under_may_spend_the_whole_budget() -> None:
+    assert widest_under(4_903_242, 4, 1).channels[0] == 64
+    assert widest_under(4_903_241, 4, 1).channels[0] == 63
