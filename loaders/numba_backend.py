@@ -79,6 +79,7 @@ class NumbaLoader(EpochCursor):
         ]
         self._threads: ThreadPoolExecutor | None = ThreadPoolExecutor(num_threads, "fastresnet-gather")
         self._iterations = 0
+        self._ahead_slabs: deque[tuple[Slab, range, Future[None]]] = deque()
 
     def _fill(self, slab: Slab, epoch: Epoch, steps: range) -> None:
         plan = epoch.plan
@@ -92,29 +93,29 @@ class NumbaLoader(EpochCursor):
         slab.send(num_images, self._stream)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the epoch's batches from the start step on; an earlier iteration still open ends."""
+        """Yield the epoch's batches from the start step on; this ends an iteration still open."""
         epoch = self.begin()
         self._iterations += 1
+        self._wait_for_fills()
         return self._iterate(epoch, self._iterations)
 
     def _iterate(self, epoch: Epoch, iteration: int) -> Iterator[Batch]:
         labels = torch.from_numpy(epoch.labels).to(self._device)
         indices = torch.from_numpy(epoch.plan.indices).to(self._device)
-        todo = (
-            epoch.steps[i : i + self._steps_per_slab]
-            for i in range(0, len(epoch.steps), self._steps_per_slab)
-        )
+        starts = range(0, len(epoch.steps), self._steps_per_slab)
+        todo = (epoch.steps[start : start + self._steps_per_slab] for start in starts)
         free = list(self._slabs)
-        ahead: deque[tuple[Slab, range, Future[None]]] = deque()
         try:
             while True:
+                if self._threads is None or iteration != self._iterations:
+                    raise UserError("the loader was closed or begun anew while this iteration was open")
                 while free and (steps := next(todo, None)) is not None:
                     slab = free.pop()
-                    assert self._threads is not None
-                    ahead.append((slab, steps, self._threads.submit(self._fill, slab, epoch, steps)))
-                if not ahead:
+                    filling = self._threads.submit(self._fill, slab, epoch, steps)
+                    self._ahead_slabs.append((slab, steps, filling))
+                if not self._ahead_slabs:
                     return
-                slab, steps, filling = ahead.popleft()
+                slab, steps, filling = self._ahead_slabs.popleft()
                 try:
                     filling.result()
                 except Exception as error:
@@ -123,24 +124,30 @@ class NumbaLoader(EpochCursor):
                 first = epoch.rows(steps[0]).start
                 for step in steps:
                     rows = epoch.rows(step)
-                    yield Batch(
-                        slab.images[rows.start - first : rows.stop - first], labels[rows], indices[rows]
-                    )
-                    if self._threads is None or iteration != self._iterations:
-                        raise UserError("the loader was closed or begun anew while this iteration was open")
+                    images = slab.images[rows.start - first : rows.stop - first]
+                    yield Batch(images, labels[rows], indices[rows])
                 slab.give_back()
                 free.append(slab)
         finally:
-            for slab, _, filling in ahead:
-                if not filling.cancel():
-                    filling.exception()
-                slab.give_back()
+            if iteration == self._iterations:
+                self._wait_for_fills()
+
+    def _wait_for_fills(self) -> None:
+        """Let no thread write to a slab any more; the consumer's work queued so far is every slab's last use."""
+        while self._ahead_slabs:
+            filling = self._ahead_slabs.pop()[2]
+            if not filling.cancel():
+                filling.exception()
+        for slab in self._slabs:
+            slab.give_back()
 
     def close(self) -> None:
         """Free the threads and buffers; calling it again does nothing."""
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=True, cancel_futures=True)
+        self._iterations += 1
+        self._ahead_slabs.clear()
         self._slabs = []
         super().close()
 
