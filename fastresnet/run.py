@@ -27,14 +27,16 @@ class RunConfig(BaseModel):
         data: what ``--data`` was given; None is CIFAR-10.
         image_size: side in pixels that images are resized to when packed; None keeps square images as they are.
         seed: seed of every draw (order contract).
-        val: samples of the training set held out for validation, drawn by (seed).
+        val: samples of the training set held out for validation, drawn by (seed); 0 for none, None for what the
+            recipe says.
         limit_train: use only this many training samples, drawn by (seed).
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
         device, loader, amp, compile, kernels, threads: ``auto`` (0 threads) until resolved; a run that has
             started holds what was chosen, and a resumed run reuses it.
         workers: processes of the ``torch`` loader.
         deterministic: refuse CUDA operations whose result depends on timing.
-        save_every_s: seconds between checkpoints within an epoch.
+        save_every_s: seconds between checkpoints.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +44,7 @@ class RunConfig(BaseModel):
     data: str | None = None
     image_size: int | None = Field(default=None, ge=4, le=512)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    val: int = Field(default=0, ge=0)
+    val: int | None = Field(default=None, ge=0)
     limit_train: int | None = Field(default=None, ge=1)
     target: float | None = Field(default=None, gt=0, le=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -54,6 +56,7 @@ class RunConfig(BaseModel):
     threads: int = Field(default=0, ge=0)
     deterministic: bool = False
     save_every_s: float = Field(default=60.0, gt=0)
+    eval_every: int = Field(default=1, ge=1)
 
     @classmethod
     def parse(cls, **values: Any) -> RunConfig:

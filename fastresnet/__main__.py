@@ -1,0 +1,5 @@
+"""``python -m fastresnet``."""
+
+from fastresnet.cli.main import main
+
+main()

@@ -1,0 +1,125 @@
+"""Checkpoints: tensors and JSON in one safetensors file with a hash of both; no pickle (contract 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fastresnet.atomic import explain_os_error, sync_folder, write_atomic
+from fastresnet.errors import UserError
+
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+NEXT = "next.safetensors"  # a whole checkpoint that is about to become the last
+FORMAT = "1"
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    """Return ``value`` as JSON types, its tensors moved to ``tensors`` under their path."""
+    if isinstance(value, torch.Tensor):
+        # Strides are kept, since the order of a kernel's loop can decide its last bit.
+        channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+        tensors[path] = value.detach().cpu().contiguous()
+        return {"$tensor": path, "channels_last": channels_last and not value.is_contiguous()}
+    if isinstance(value, dict):
+        items = [[key, _encode(entry, tensors, f"{path}/{key}")] for key, entry in value.items()]
+        return {"$dict": items}
+    if isinstance(value, list | tuple):
+        entries = [_encode(entry, tensors, f"{path}/{i}") for i, entry in enumerate(value)]
+        return {"$tuple": entries} if isinstance(value, tuple) else entries
+    assert value is None or isinstance(value, bool | int | float | str), f"{path}: {type(value)}"
+    return value
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(entry, tensors) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        tensor = tensors[value["$tensor"]]
+        return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
+    if "$tuple" in value:
+        return tuple(_decode(entry, tensors) for entry in value["$tuple"])
+    return {key: _decode(entry, tensors) for key, entry in value["$dict"]}
+
+
+def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Return the sha256 of a checkpoint's JSON and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> str:
+    """Write nested dicts, lists and tuples of tensors and JSON types; return the checkpoint's sha256.
+
+    Raises:
+        UserError: it cannot be written; the file that was there still is.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_encode(content, tensors, ""), allow_nan=False)
+    sha256 = _digest(text, tensors)
+    raw = save(tensors, {"fastresnet": FORMAT, "content": text, "sha256": sha256})
+    write_atomic(path, lambda file: file.write(raw) and None)
+    return sha256
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_checkpoint` wrote, with its ``sha256`` under that key.
+
+    Raises:
+        UserError: the file is missing, torn, altered or not ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except OSError as error:
+        raise explain_os_error(error, f"cannot read {path}") from error
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is torn or was altered: {str(error).splitlines()[0]}") from None
+    if metadata.get("fastresnet") != FORMAT:
+        raise UserError(f"{path} is not a fastresnet checkpoint of format {FORMAT}")
+    text = metadata.get("content", "")
+    if _digest(text, tensors) != metadata.get("sha256"):
+        raise UserError(f"{path} is torn or was altered: its contents do not match its sha256")
+    content = _decode(json.loads(text), tensors)
+    assert isinstance(content, dict)
+    return {**content, "sha256": metadata["sha256"]}
+
+
+def save_last(folder: Path, content: dict[str, Any]) -> None:
+    """Make ``content`` the run's last checkpoint, and the one before it the previous."""
+    write_checkpoint(folder / NEXT, content)
+    try:
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / PREVIOUS)
+        os.replace(folder / NEXT, folder / LAST)
+        sync_folder(folder)
+    except OSError as error:
+        raise explain_os_error(error, f"cannot write {folder / LAST}") from error
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the run's newest checkpoint that is whole, and a line for each one passed over.
+
+    Raises:
+        UserError: none is whole.
+    """
+    passed_over: list[str] = []
+    for name in (LAST, PREVIOUS):
+        try:
+            return read_checkpoint(folder / name), passed_over
+        except UserError as error:
+            passed_over.append(str(error))
+    raise UserError(f"{folder} has no whole checkpoint: {'; '.join(passed_over)}")

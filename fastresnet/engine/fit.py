@@ -1,0 +1,250 @@
+"""The training loop: epochs of steps, evaluations, event rows and checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastresnet.engine.checkpoint import BEST, save_last, write_checkpoint
+from fastresnet.engine.evaluate import EvalResult, evaluate
+from fastresnet.engine.listener import Listener
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.warmup import synchronise
+from fastresnet.errors import UserError
+from fastresnet.folder import RunFolder
+from fastresnet.loaders.protocol import Loader
+
+CHECK_EVERY = 50  # steps between looks at whether the loss is still finite: each look waits for the device
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
+    """The run was stopped by a signal, after saving.
+
+    Attributes:
+        signum: the signal.
+        run_id: what to resume.
+    """
+
+    def __init__(self, signum: int, run_id: str, saved: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
+        self.signum = signum
+        self.run_id = run_id
+
+
+class StopSignals:
+    """Turns the first SIGINT or SIGTERM into a request that the loop meets between steps; a second one kills."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._request)
+        return self
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = signum
+        for caught in self._previous:
+            signal.signal(caught, signal.SIG_DFL)
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """A run's loop.
+
+    Attributes:
+        step: the step, and in it the state.
+        folder: where rows and checkpoints go.
+        train: the training samples.
+        members: int64 [M], their indices.
+        evals: the splits to evaluate, by name; ``best`` is chosen on the first.
+        epochs: of the whole run.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        tta: whether the last evaluation is done with flip TTA too.
+        save_every_s: seconds between checkpoints.
+        target: accuracy whose first crossing is timed.
+        listener: told how it goes on.
+        rows: the event rows written by this process.
+    """
+
+    step: TrainStep
+    folder: RunFolder
+    train: Loader
+    members: NDArray[np.int64]
+    evals: dict[str, Loader]
+    epochs: int
+    eval_every: int
+    tta: bool
+    save_every_s: float
+    target: float | None
+    listener: Listener
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self) -> dict[str, EvalResult]:
+        """Train to the end and return the last evaluations.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            UserError: the loss is not finite, or the disk refuses; the last good checkpoint is kept.
+        """
+        state = self.step.state
+        results: dict[str, EvalResult] = {}
+        with StopSignals() as self._stop:
+            self._saved_at = time.monotonic()
+            self._speed: float | None = None
+            while state.epoch < self.epochs:
+                self._train_epoch()
+                results = self._finish_epoch()
+        return results
+
+    def _train_epoch(self) -> None:
+        state = self.step.state
+        device = state.sums.device
+        self._clock = time.perf_counter()
+        self.step.augment.begin_epoch(self.step.seed, state.epoch, self.members, device)
+        self.train.set_epoch(state.epoch, state.epoch_step)
+        started, samples = time.perf_counter(), 0
+        for batch in self.train:
+            self.step(batch)
+            samples += len(batch.labels)
+            speed = samples / (time.perf_counter() - started)
+            self.listener.on_step(state.epoch, state.epoch_step, len(self.train), speed)
+            if state.step % CHECK_EVERY == 0:
+                self._check_finite()
+            if self._stop.requested is not None:
+                synchronise(device)
+                self._lap("train_s")
+                self._save_and_stop()
+            if time.monotonic() - self._saved_at > self.save_every_s:
+                synchronise(device)
+                self._lap("train_s")
+                self.save()
+                self._lap("between_s")
+        synchronise(device)
+        self._lap("train_s")
+        self._check_finite()
+        self._speed = samples / (time.perf_counter() - started) if samples else None
+
+    def _lap(self, clock: str) -> None:
+        """Add the seconds since the last lap to a clock."""
+        now = time.perf_counter()
+        clocks = self.step.state.clocks
+        setattr(clocks, clock, getattr(clocks, clock) + now - self._clock)
+        self._clock = now
+
+    def _finish_epoch(self) -> dict[str, EvalResult]:
+        state = self.step.state
+        last = state.epoch + 1 == self.epochs
+        results: dict[str, EvalResult] = {}
+        if last or (state.epoch + 1) % self.eval_every == 0:
+            for name, loader in self.evals.items():
+                final = last and name == "test"
+                results[name] = evaluate(
+                    state.eval_model,
+                    loader,
+                    self.step.augment,
+                    self.step.amp_dtype,
+                    tta=final and self.tta,
+                    between_batches=self._stop_if_asked,
+                )
+                self._evaluated(results[name], chosen_on=name == next(iter(self.evals)))
+                self._lap("eval_s" if final else "between_s")
+        lr = state.optimizer.param_groups[0]["lr"]
+        loss, num_correct, num_samples = state.sums.tolist()
+        row: dict[str, Any] = {
+            "event": "epoch",
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "lr": float(lr),
+            "train_loss": loss / num_samples,
+            "train_accuracy": num_correct / num_samples,
+        }
+        for name, result in results.items():
+            row |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
+        self._note_best(results)
+        row["clock"] = {
+            "train_s": state.clocks.train_s,
+            "images_per_s": self._speed,
+            "segment": state.segment,
+            "time": time.time(),
+        }
+        state.sums.zero_()
+        state.epoch += 1
+        state.epoch_step = 0
+        self.folder.append_event(row)
+        self.rows.append(row)
+        self.listener.on_epoch(row)
+        if time.monotonic() - self._saved_at > self.save_every_s or state.epoch == self.epochs:
+            self.save()
+        self._lap("between_s")
+        return results
+
+    def _evaluated(self, result: EvalResult, chosen_on: bool) -> None:
+        clocks = self.step.state.clocks
+        reached = self.target is not None and result.accuracy >= self.target
+        if chosen_on and reached and clocks.time_to_target_s is None:
+            clocks.time_to_target_s = clocks.train_s + time.perf_counter() - self._clock
+
+    def _note_best(self, results: dict[str, EvalResult]) -> None:
+        """Keep the weights of the best evaluation; of equals, the first."""
+        state = self.step.state
+        if not results:
+            return
+        name, result = next(iter(results.items()))
+        if result.accuracy > state.best.get("accuracy", -1.0):
+            state.best = {"epoch": state.epoch + 1, "accuracy": result.accuracy, "chosen_on": name}
+            if "test" in results:
+                state.best["test_accuracy"] = results["test"].accuracy
+            content = {"model": state.eval_model.state_dict(), "best": state.best}
+            write_checkpoint(self.folder.path / BEST, content)
+
+    def _check_finite(self) -> None:
+        """Raise UserError if a loss was not finite; waits for the device."""
+        state = self.step.state
+        bad = int(state.first_bad_step)
+        if bad >= 0:
+            raise UserError(
+                f"the loss is not finite since step {bad} (epoch {bad // len(self.train) + 1}); the last good "
+                f"checkpoint in {self.folder.path} is kept; train again with a lower lr (--set optimizer.lr=...)"
+            )
+
+    def save(self) -> None:
+        """Write the last checkpoint, having made sure that it is good."""
+        state = self.step.state
+        self._check_finite()
+        weights = [p for p in state.model.parameters()]
+        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all()):
+            raise UserError(
+                f"the weights are not finite after step {state.step}; the last good checkpoint in "
+                f"{self.folder.path} is kept; train again with a lower lr (--set optimizer.lr=...)"
+            )
+        save_last(self.folder.path, {"state": state.state_dict(), "events": self.folder.events_mark()})
+        self._saved_at = time.monotonic()
+
+    def _save_and_stop(self) -> None:
+        assert self._stop.requested is not None
+        self.save()
+        state = self.step.state
+        saved = f"saved after step {state.epoch_step} of epoch {state.epoch + 1}"
+        raise Interrupted(self._stop.requested, self.folder.id, saved)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.requested is not None:
+            self._lap("between_s")
+            self._save_and_stop()
+
+

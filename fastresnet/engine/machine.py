@@ -1,0 +1,91 @@
+"""What a run is trained on: every automatic choice of device, precision and threads, made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from fastresnet.errors import UserError
+from fastresnet.run import RunConfig, cpu_model
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """Return the device that ``wanted`` names; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: a GPU was asked for that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        wanted = "cuda" if count else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        if not count:
+            raise UserError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU; use --device cpu")
+        device = torch.device("cuda", device.index or 0)
+        if device.index is not None and device.index >= count:
+            raise UserError(f"there is no {device}: torch sees {count} GPUs, cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether the hardware multiplies bfloat16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
+
+
+def cpu_flags() -> set[str]:
+    """Return the instruction sets that Linux lists for this CPU; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((ln.split(":", 1)[1] for ln in lines if ln.startswith(("flags", "Features"))), "").split())
+
+
+def resolve_amp(wanted: str, device: torch.device) -> str:
+    """Return ``bf16`` where the hardware has it, else ``fp16`` on a GPU and ``off`` on a CPU.
+
+    Raises:
+        UserError: fp16 on a CPU, which would need a loss scale for nothing.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a GPU; on a CPU use bf16 or off")
+    if wanted != "auto":
+        return wanted
+    if has_fast_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "off"
+
+
+def resolve_kernels(wanted: str) -> str:
+    """Return the implementation of BatchNorm and activation."""
+    if wanted not in ("auto", "eager"):
+        raise UserError(f"--kernels {wanted} is not available yet; use auto or eager")
+    return "eager"
+
+
+def resolve_threads(wanted: int) -> int:
+    """Return the number of CPU threads: those asked for, else the cores this process may use."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def prepare(config: RunConfig, device: torch.device) -> None:
+    """Set the process up as a resolved config says: threads and determinism."""
+    torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not config.deterministic
