@@ -21,7 +21,7 @@ SEED = 0
 IMAGE_SIZE = 32
 COUNTS: dict[SplitName, int] = {"train": 10_000, "test": 2_000}
 _BLOCK = 500  # images drawn at a time
-_NOISE = 56.0  # peak to peak, in grey levels
+_NOISE = 32.0  # peak to peak, in grey levels
 _NUM_PARAMS = 32  # draws set aside for an image
 
 Field = NDArray[np.float32]  # [k, S, S], or [k, 1, 1] for one number an image
@@ -101,23 +101,23 @@ def draw_shapes(split: SplitName, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     y, x = pixels[:, None], pixels[None, :]
 
     ground = colours()
-    slope = ((next(params) - 0.5) * x + (next(params) - 0.5) * y) * 5.0
+    slope = ((next(params) - 0.5) * x + (next(params) - 0.5) * y) * 3.0
     image = ground + slope[..., None]
 
-    radius = 5.0 + 7.0 * next(params)
-    u, v = _turn(x - (next(params) - 0.5) * 14.0, y - (next(params) - 0.5) * 14.0, next(params), next(params))
+    radius = 9.0 + 4.0 * next(params)
+    u, v = _turn(x - (next(params) - 0.5) * 6.0, y - (next(params) - 0.5) * 6.0, next(params), next(params))
     u, v = u / radius, v / radius
     labels = shape_labels(split, rows)
     inside = np.empty((len(rows), IMAGE_SIZE, IMAGE_SIZE), np.float32)
     for label, shape in enumerate(SHAPES.values()):
         mine = labels == label
         inside[mine] = shape(u[mine], v[mine])
-    # Every channel moves away from its nearer end by up to 40 to 140 levels.
-    contrast = (40.0 + 100.0 * next(params))[..., None]
+    # Every channel moves away from its nearer end by up to 90 to 150 levels.
+    contrast = (90.0 + 60.0 * next(params))[..., None]
     away = np.where(ground < 128.0, contrast, -contrast)
-    image = _over(image, inside * radius, ground + away * (0.3 + 0.7 * colours() / 255.0))
+    image = _over(image, inside * radius, ground + away * (0.6 + 0.4 * colours() / 255.0))
 
-    for _ in range(2):  # a stroke across the whole image, up to 3 pixels wide
+    for _ in range(1):  # a stroke across the whole image, up to 3 pixels wide
         along, _across = _turn(x, y, next(params), next(params))
         middle, half_width = (next(params) - 0.5) * 32.0, 0.3 + 1.2 * next(params)
         image = _over(image, half_width - np.abs(along - middle), colours())
