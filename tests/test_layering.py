@@ -31,10 +31,11 @@ class Room(NamedTuple):
     may_import: tuple[str, ...]
 
 
-ENGINE_MAY = ("draws", "arch", "recipe", "run", "resnet", "parts", "kernels")
-EVERYTHING_BUT_CLI = (*ENGINE_MAY, "engine", "loaders", "train", "inference", "sweep", "report")
+ENGINE_MAY = ("draws", "arch", "recipe", "run", "resnet", "parts", "kernels", "protocol")
+TRAIN_MAY = (*ENGINE_MAY, "engine", "loaders", "inference")
+EVERYTHING_BUT_CLI = (*TRAIN_MAY, "train", "sweep", "report")
 
-# Every room may import "base" and the root module, fastresnet/__init__.py.
+# A module is of the first room that claims it. Every room may import "base" and fastresnet/__init__.py.
 ROOMS = {
     "base": Room(("errors", "atomic"), ()),
     "draws": Room(("draws",), ()),
@@ -44,12 +45,13 @@ ROOMS = {
     "kernels": Room(("kernels",), ()),
     "resnet": Room(("resnet",), ("arch", "kernels")),
     "parts": Room(("augment*", "mix", "optim", "muon", "schedule", "losses"), ("draws", "recipe")),
+    "protocol": Room(("loaders.protocol",), ()),
+    "loaders": Room(("loaders", "torchvision_import"), ("draws", "protocol")),
     "engine": Room(("engine",), ENGINE_MAY),
-    "loaders": Room(("loaders", "torchvision_import"), ("draws",)),
-    "train": Room(("train",), (*ENGINE_MAY, "engine", "loaders")),
-    "inference": Room(("inference",), ("arch", "recipe", "resnet", "run")),
+    "inference": Room(("inference",), (*ENGINE_MAY, "engine")),
+    "train": Room(("training", "evaluation", "splits"), TRAIN_MAY),
     "sweep": Room(("sweep",), ("recipe", "run", "train")),
-    "report": Room(("report",), ("run", "arch", "parts", "inference", "loaders")),
+    "report": Room(("report",), ("run", "arch", "parts", "inference", "loaders", "protocol")),
     "bench": Room(("bench",), EVERYTHING_BUT_CLI),
     "cli": Room(("cli", "__main__"), (*EVERYTHING_BUT_CLI, "bench")),
 }
@@ -134,10 +136,11 @@ def own_module(imported: str) -> str | None:
 
 def room_of(module: str) -> str | None:
     """Return the room of one of our modules; None for the root, which belongs to all."""
-    top = module.split(".")[1:2]
-    for name, room in ROOMS.items():
-        if top and any(fnmatchcase(top[0], pattern) for pattern in room.modules):
-            return name
+    inner = module.split(".")[1:]
+    names = [".".join(inner[:length]) for length in range(1, len(inner) + 1)]
+    for room, (patterns, _) in ROOMS.items():
+        if any(fnmatchcase(name, pattern) for name in names for pattern in patterns):
+            return room
     return None
 
 

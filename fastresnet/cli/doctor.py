@@ -29,6 +29,8 @@ DALI = {
     "13": "nvidia-dali-cuda130>=2.0",
 }  # by the CUDA version of the driver
 
+_KIND = {"cuda": "GPU", "cpu": "CPU"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -160,31 +162,17 @@ def _device() -> Finding:
 
 
 def _bf16() -> Finding:
-    import torch
+    from fastresnet.engine.machine import has_fast_bf16, resolve_device
 
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Finding(part="bf16", found="in this GPU's hardware")
-        takes = "a GPU of compute capability 8.0 or more; fp16 with loss scaling is used here"
-        return Finding(part="bf16", found="not in this GPU's hardware", present=False, takes=takes)
-    flags = {"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()
-    if flags:
-        return Finding(part="bf16", found=f"in this CPU's hardware ({', '.join(sorted(flags))})")
-    takes = "a CPU with AVX512-BF16, AMX or Arm BF16; float32 is used here"
-    return Finding(part="bf16", found="not in this CPU's hardware", present=False, takes=takes)
-
-
-def cpu_flags() -> set[str]:
-    """Return the instruction sets that Linux lists for this CPU; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()
+    device = resolve_device("auto")
+    if has_fast_bf16(device):
+        return Finding(part="bf16", found=f"in the hardware of this {_KIND[device.type]}")
+    takes = {
+        "cuda": "a GPU of compute capability 8.0 or more; fp16 with loss scaling is used here",
+        "cpu": "a CPU with AVX512-BF16, AMX or Arm BF16; float32 is used here",
+    }
+    found = f"not in the hardware of this {_KIND[device.type]}"
+    return Finding(part="bf16", found=found, present=False, takes=takes[device.type])
 
 
 def _compiler() -> Finding:
