@@ -46,11 +46,15 @@ def find_run(reference: str, runs_dir: Path) -> Path:
     if len(found) == 1:
         return runs_dir / found[0]
     if found:
-        raise UserError(f"{reference!r} names {len(found)} runs in {runs_dir}; give one of: {', '.join(found)}")
+        raise UserError(
+            f"{reference!r} names {len(found)} runs in {runs_dir}; give one of: {', '.join(found)}"
+        )
     if direct.is_dir():
         raise UserError(f"{reference} is a folder but not a run: it has no {CONFIG}")
     if not names:
-        raise UserError(f"no run {reference!r}: {runs_dir} holds no runs; give a run's path or train one first")
+        raise UserError(
+            f"no run {reference!r}: {runs_dir} holds no runs; give a run's path or train one first"
+        )
     ids = [name.rsplit("-", 1)[-1] for name in names]
     raise UserError(
         f"no run {reference!r} in {runs_dir}{did_you_mean(reference, [*names, *ids])}; "
@@ -61,8 +65,8 @@ def find_run(reference: str, runs_dir: Path) -> Path:
 class RunFolder:
     """One run's folder, open in this process.
 
-    ``events.jsonl`` only grows between checkpoints; a checkpoint notes how much of it had been written and its hash, and
-    a resumed run cuts it back to that, so rows are neither lost nor doubled.
+    ``events.jsonl`` only grows between checkpoints. A checkpoint notes how much of it had been written and its
+    hash, and a resumed run cuts it back to that, so rows are neither lost nor doubled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -201,4 +205,6 @@ class RunFolder:
         """
         if not (self.path / RESULT).exists():
             return None
-        return read_sealed_json(self.path / RESULT)
+        result = read_sealed_json(self.path / RESULT)
+        self.read_events(result.pop("events"))
+        return result

@@ -98,8 +98,8 @@ class Mix:
         share = _sent(torch.tensor(lam, dtype=torch.float32), images.device)
         targets = Targets(labels, labels[partners], share)
         if self.part.name == "mixup":
-            # lerp works in the images' dtype; its weight is rounded once, from float32.
-            return torch.lerp(images[partners], images, share.to(images.dtype)), targets
+            # In float32, so that images and labels are mixed by the same share.
+            return torch.lerp(images[partners].float(), images.float(), share).to(images.dtype), targets
         y0, y1, x0, x1 = box
         mixed = images.clone()
         mixed[:, :, y0:y1, x0:x1] = images[partners, :, y0:y1, x0:x1]

@@ -49,7 +49,7 @@ ROOMS = {
     "loaders": Room(("loaders", "torchvision_import"), ("draws", "protocol")),
     "engine": Room(("engine",), ENGINE_MAY),
     "inference": Room(("inference",), (*ENGINE_MAY, "engine")),
-    "train": Room(("training", "evaluation", "splits"), TRAIN_MAY),
+    "train": Room(("training", "assembly", "evaluation"), TRAIN_MAY),
     "sweep": Room(("sweep",), ("recipe", "run", "train")),
     "report": Room(("report",), ("run", "arch", "parts", "inference", "loaders", "protocol")),
     "bench": Room(("bench",), EVERYTHING_BUT_CLI),

@@ -12,6 +12,8 @@ from torch.nn import functional
 from fastresnet.augment import Augment
 from fastresnet.loaders.protocol import Loader
 
+EVAL_BATCH = 256  # fixed, so that an evaluation's last bits do not hang on the recipe's batch size
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -25,7 +25,7 @@ from fastresnet.loaders.protocol import Loader
 CHECK_EVERY = 50  # steps between looks at whether the loss is still finite: each look waits for the device
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
+class Interrupted(Exception):
     """The run was stopped by a signal, after saving.
 
     Attributes:
@@ -78,7 +78,7 @@ class Fit:
         save_every_s: seconds between checkpoints.
         target: accuracy whose first crossing is timed.
         listener: told how it goes on.
-        rows: the event rows written by this process.
+        rows: the event rows so far.
     """
 
     step: TrainStep
@@ -94,22 +94,22 @@ class Fit:
     listener: Listener
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(self) -> dict[str, EvalResult]:
-        """Train to the end and return the last evaluations.
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the final evaluation on test: loss, accuracy, accuracy_tta.
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.
             UserError: the loss is not finite, or the disk refuses; the last good checkpoint is kept.
         """
         state = self.step.state
-        results: dict[str, EvalResult] = {}
         with StopSignals() as self._stop:
             self._saved_at = time.monotonic()
             self._speed: float | None = None
             while state.epoch < self.epochs:
                 self._train_epoch()
-                results = self._finish_epoch()
-        return results
+                self._finish_epoch()
+        assert state.final is not None
+        return state.final
 
     def _train_epoch(self) -> None:
         state = self.step.state
@@ -146,7 +146,7 @@ class Fit:
         setattr(clocks, clock, getattr(clocks, clock) + now - self._clock)
         self._clock = now
 
-    def _finish_epoch(self) -> dict[str, EvalResult]:
+    def _finish_epoch(self) -> None:
         state = self.step.state
         last = state.epoch + 1 == self.epochs
         results: dict[str, EvalResult] = {}
@@ -163,6 +163,8 @@ class Fit:
                 )
                 self._evaluated(results[name], chosen_on=name == next(iter(self.evals)))
                 self._lap("eval_s" if final else "between_s")
+                if final:
+                    state.final = asdict(results[name])
         lr = state.optimizer.param_groups[0]["lr"]
         loss, num_correct, num_samples = state.sums.tolist()
         row: dict[str, Any] = {
@@ -191,7 +193,6 @@ class Fit:
         if time.monotonic() - self._saved_at > self.save_every_s or state.epoch == self.epochs:
             self.save()
         self._lap("between_s")
-        return results
 
     def _evaluated(self, result: EvalResult, chosen_on: bool) -> None:
         clocks = self.step.state.clocks
@@ -246,5 +247,3 @@ class Fit:
         if self._stop.requested is not None:
             self._lap("between_s")
             self._save_and_stop()
-
-

@@ -50,7 +50,9 @@ def cpu_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return set(next((ln.split(":", 1)[1] for ln in lines if ln.startswith(("flags", "Features"))), "").split())
+    return set(
+        next((ln.split(":", 1)[1] for ln in lines if ln.startswith(("flags", "Features"))), "").split()
+    )
 
 
 def resolve_amp(wanted: str, device: torch.device) -> str:

@@ -64,6 +64,7 @@ class TrainState:
         epoch_step: steps done in the running epoch.
         step: steps done in all.
         best: epoch, accuracy and split of the best evaluation so far; empty before the first.
+        final: the last evaluation on test, once there is one.
         clocks: seconds so far, over all segments.
         segment: how often the run has been resumed.
     """
@@ -79,6 +80,7 @@ class TrainState:
     epoch_step: int = 0
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    final: dict[str, Any] | None = None
     clocks: Clocks = field(default_factory=Clocks)
     segment: int = 0
 
@@ -100,6 +102,7 @@ class TrainState:
             "epoch_step": self.epoch_step,
             "step": self.step,
             "best": self.best,
+            "final": self.final,
             "clocks": self.clocks.model_dump(),
             "segment": self.segment,
         }
@@ -117,5 +120,6 @@ class TrainState:
         self.first_bad_step.fill_(-1)
         self.epoch, self.epoch_step, self.step = state["epoch"], state["epoch_step"], state["step"]
         self.best = dict(state["best"])
+        self.final = state["final"]
         self.clocks = Clocks(**state["clocks"])
         self.segment = state["segment"]

@@ -62,9 +62,7 @@ def warm_up(
         step.state.load_state_dict(saved)
 
 
-def _decide(
-    step: TrainStep, batches: list[Batch], num_steps: int, compiler_missing: str | None
-) -> WarmUp:
+def _decide(step: TrainStep, batches: list[Batch], num_steps: int, compiler_missing: str | None) -> WarmUp:
     eager_s = _measure(step, batches)
     if compiler_missing is not None:
         return WarmUp(step_s=eager_s, compile="off", reason=compiler_missing)

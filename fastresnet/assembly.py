@@ -1,0 +1,227 @@
+"""What a run is made of, put together from its recipe and config: machine, data, loaders, step."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fastresnet.augment import Augment
+from fastresnet.draws import Purpose, scalar_seed
+from fastresnet.engine import machine
+from fastresnet.engine.evaluate import EVAL_BATCH
+from fastresnet.engine.listener import Listener
+from fastresnet.engine.state import EmaModel, TrainState
+from fastresnet.engine.step import TrainStep
+from fastresnet.errors import UserError
+from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
+from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
+from fastresnet.loaders.registry import default_backend, open_loader
+from fastresnet.losses import build_loss
+from fastresnet.mix import Mix
+from fastresnet.optim import build_optimizer
+from fastresnet.recipe import Recipe
+from fastresnet.resnet import build_model
+from fastresnet.run import RunConfig, environment
+from fastresnet.schedule import build_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run computes on.
+
+    Attributes:
+        config: with device, precision, kernels and threads resolved.
+        device, device_name: where, and what that is called.
+        amp_dtype: dtype of activations.
+        environment: versions and machine that the run's figures hold for.
+    """
+
+    config: RunConfig
+    device: torch.device
+    device_name: str
+    amp_dtype: torch.dtype
+    environment: dict[str, Any]
+
+
+def choose_machine(config: RunConfig) -> Machine:
+    """Resolve what the config leaves to the machine, and set the process up for it."""
+    device = machine.resolve_device(config.device)
+    resolved = config.model_copy(
+        update={
+            "device": str(device),
+            "amp": machine.resolve_amp(config.amp, device),
+            "kernels": machine.resolve_kernels(config.kernels),
+            "threads": machine.resolve_threads(config.threads),
+        }
+    )
+    machine.prepare(resolved, device)
+    name = machine.device_name(device)
+    return Machine(
+        config=resolved,
+        device=device,
+        device_name=name,
+        amp_dtype=machine.AMP_DTYPES[resolved.amp],
+        environment=environment(name, resolved.threads),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A run's data set and what it uses of it.
+
+    Attributes:
+        dataset: all of it.
+        splits: ``train``, ``test`` and, where some of train is held out, ``val``.
+    """
+
+    dataset: Dataset
+    splits: dict[str, Split]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What a run's config records of the data, in JSON types."""
+        dataset = self.dataset
+        return {
+            "name": dataset.name,
+            "digest": dataset.digest,
+            "class_names": list(dataset.class_names),
+            "image_size": dataset.image_size,
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "is_builtin": dataset.is_builtin,
+            **{f"num_{name}": len(split.members) for name, split in self.splits.items()},
+        }
+
+
+def open_data(recipe: Recipe, config: RunConfig, listener: Listener) -> Data:
+    """Open a run's data set, packing it the first time, and split it.
+
+    Raises:
+        UserError: the data is missing or damaged, or too small for what is asked.
+    """
+    dataset = open_dataset(config.data, image_size=config.image_size, progress=listener.on_data)
+    for notice in dataset.notices:
+        listener.on_notice(notice)
+    splits = splits_of(dataset, recipe, config)
+    num_train = len(splits["train"].members)
+    if recipe.drop_last and num_train < recipe.batch_size:
+        raise UserError(
+            f"batch size {recipe.batch_size} exceeds the {num_train} training images, and the recipe drops "
+            f"incomplete batches; give a smaller --batch-size"
+        )
+    return Data(dataset=dataset, splits=splits)
+
+
+def splits_of(dataset: Dataset, recipe: Recipe, config: RunConfig) -> dict[str, Split]:
+    """Return ``train``, ``test`` and, where some of train is held out, ``val``.
+
+    The config's ``limit_train`` is taken first; its ``val``, where given, replaces the recipe's number.
+
+    Raises:
+        UserError: more samples are asked for than there are.
+    """
+    train = dataset.train
+    if config.limit_train is not None:
+        train = limit(train, config.limit_train, config.seed)
+    num_val = config.val if config.val is not None else recipe.val.num if recipe.val else 0
+    if not num_val:
+        return {"train": train, "test": dataset.test}
+    train, val = hold_out(train, num_val, recipe.val.seed if recipe.val else config.seed)
+    return {"train": train, "val": val, "test": dataset.test}
+
+
+@dataclass(kw_only=True)
+class Loaders:
+    """A run's loaders.
+
+    Attributes:
+        backend: which one, resolved.
+        train: shuffled, cropped and flipped as the recipe says.
+        evals: the splits to evaluate, in index order; the best epoch is chosen on the first.
+    """
+
+    backend: str
+    train: Loader
+    evals: dict[str, Loader]
+    _opened: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Close them all; calling it again does nothing."""
+        self._opened.close()
+
+
+def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> Loaders:
+    """Open a run's loaders; ``auto`` takes the registry's default."""
+    backend = config.loader if config.loader != "auto" else default_backend(data.splits["train"], device)
+    crop = recipe.augment.crop
+    shuffled = LoaderSpec(
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        drop_last=recipe.drop_last,
+        padding=crop.padding if crop else 0,
+        padding_mode=crop.mode if crop else "zero",
+        flip=recipe.augment.flip,
+    )
+    in_order = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
+    with ExitStack() as stack:
+
+        def opened(name: str, spec: LoaderSpec) -> Loader:
+            loader = open_loader(backend, data.splits[name], spec, device, workers=config.workers)
+            stack.callback(loader.close)
+            return loader
+
+        train = opened("train", shuffled)
+        evals = {name: opened(name, in_order) for name in ("val", "test") if name in data.splits}
+        return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
+
+
+def build_augment(recipe: Recipe, mean: Any, std: Any, image_size: int) -> Augment:
+    """Return the recipe's augmentation; ``mean`` and ``std`` are the data set's, unless the recipe has its own."""
+    normalise = recipe.normalise
+    return Augment(
+        recipe.augment,
+        normalise.mean if normalise else mean,
+        normalise.std if normalise else std,
+        image_size,
+    )
+
+
+def build_step(recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int) -> TrainStep:
+    """Return the run's step, and in it the state before the first one."""
+    config, device, dataset = chosen.config, chosen.device, data.dataset
+    spec = recipe.arch_spec()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
+        model = build_model(
+            spec,
+            dataset.num_classes,
+            dataset.image_size,
+            zero_gamma=recipe.init.zero_gamma,
+            kernels=config.kernels,
+        )
+    model = model.to(device, memory_format=torch.channels_last)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(model, recipe.optimizer),
+        schedule=build_schedule(recipe.schedule, recipe.epochs, steps_per_epoch),
+        ema=EmaModel(model, recipe.ema) if recipe.ema else None,
+        scaler=torch.amp.GradScaler(device.type) if chosen.amp_dtype == torch.float16 else None,
+        sums=torch.zeros(3, dtype=torch.float64, device=device),
+        first_bad_step=torch.tensor(-1, device=device),
+    )
+    mix = None
+    if recipe.mix:
+        mix = Mix(recipe.mix, seed=config.seed, batch_size=recipe.batch_size, drop_last=recipe.drop_last)
+    return TrainStep(
+        state,
+        augment=build_augment(recipe, dataset.mean, dataset.std, dataset.image_size).to(device),
+        mix=mix,
+        loss=build_loss(recipe.loss),
+        clip_grad_norm=recipe.clip_grad_norm,
+        amp_dtype=chosen.amp_dtype,
+        seed=config.seed,
+        has_dropout=any(asdict(spec.dropout).values()),
+    )

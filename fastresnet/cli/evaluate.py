@@ -1,0 +1,43 @@
+"""``fastresnet eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:best]", help="A run's path, id, or 'last'; ':best' for its best weights."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Another data set with the same classes [default: the run's own].")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test, train, or val where the run has one.")] = "test",
+    tta: Annotated[bool, typer.Option("--tta", help="Also with flip TTA.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a run's weights, exactly over all samples."""
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.evaluation import evaluate_run
+
+    with shown_progress() as progress:
+        found = evaluate_run(
+            run, runs_dir=runs_dir, data=data, split=split, tta=tta, device=device, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(), indent=2))
+        return
+    on = f"{found.dataset}{' (drawn images, not photographs)' if found.is_builtin else ''}"
+    typer.echo(f"run {found.run}, {found.weights} weights, {found.num_samples:,} {split} images of {on}")
+    typer.echo(f"{split} accuracy on {on}: {found.accuracy:.4f} (loss {found.loss:.4f}), no TTA")
+    if found.accuracy_tta is not None:
+        typer.echo(f"{split} accuracy on {on} with flip TTA: {found.accuracy_tta:.4f}")

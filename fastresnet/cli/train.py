@@ -1,0 +1,266 @@
+"""``fastresnet train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastresnet.errors import UserError
+
+if TYPE_CHECKING:
+    from fastresnet.recipe import Recipe
+    from fastresnet.run import RunConfig
+
+RUN, MODEL, DATA, MACHINE = "Run", "What to train", "Data", "Machine (all chosen for you by default)"
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or TOML file [default: fast].", rich_help_panel=MODEL),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="An arch's name or slug; `fastresnet archs` lists them.", rich_help_panel=MODEL),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=MODEL)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=MODEL)] = None,
+    tta: Annotated[
+        bool | None,
+        typer.Option("--tta/--no-tta", help="Also report accuracy with flip TTA.", rich_help_panel=MODEL),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of the recipe, as in --set optimizer.lr=0.1; may be repeated.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every draw [default: 0].", rich_help_panel=MODEL)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, tar, .npz or 'shapes' [default: CIFAR-10, downloaded once].", rich_help_panel=DATA
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Scale images to this side in pixels.", rich_help_panel=DATA)
+    ] = None,
+    val: Annotated[
+        int | None,
+        typer.Option(
+            help="Hold out this many training images to choose the best epoch on.", rich_help_panel=DATA
+        ),
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option(help="Train on this many images only.", rich_help_panel=DATA)
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Time the first crossing of this accuracy, as in 0.94.", rich_help_panel=RUN),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run: its path, id, or 'last'.", rich_help_panel=RUN),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN[:best]", help="Start a new run from the weights of another.", rich_help_panel=RUN
+        ),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.", rich_help_panel=RUN)] = Path(
+        "runs"
+    ),
+    save_every: Annotated[
+        float | None, typer.Option(help="Seconds between checkpoints [default: 60].", rich_help_panel=RUN)
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Epochs between evaluations [default: 1].", rich_help_panel=RUN)
+    ] = None,
+    allow_different_machine: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-machine", help="Resume although the bits will differ.", rich_help_panel=RUN
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
+    ] = None,
+    loader: Annotated[
+        str | None, typer.Option(help="auto, resident, numba or torch.", rich_help_panel=MACHINE)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes of the torch loader.", rich_help_panel=MACHINE)
+    ] = None,
+    amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="auto (measured), on or off.", rich_help_panel=MACHINE)
+    ] = None,
+    kernels: Annotated[str | None, typer.Option(help="auto or eager.", rich_help_panel=MACHINE)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=MACHINE)] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic", help="Same bits on every run of a GPU too.", rich_help_panel=MACHINE),
+    ] = None,
+) -> None:
+    """Train a network; without arguments, a small one that is done in minutes on a CPU, seconds on a GPU."""
+    science = {
+        "recipe": recipe,
+        "arch": arch,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "tta": tta,
+        "set": set_,
+        "seed": seed,
+        "image_size": image_size,
+        "val": val,
+        "limit_train": limit_train,
+        "target": target,
+        "init_from": init_from,
+    }
+    machine = {
+        "device": device,
+        "loader": loader,
+        "workers": workers,
+        "amp": amp,
+        "compile": compile_,
+        "kernels": kernels,
+        "threads": threads,
+        "deterministic": deterministic,
+        "eval_every": eval_every,
+    }
+    from fastresnet.cli.train_progress import TrainProgress, show_result
+
+    progress = TrainProgress()
+    if resume is not None:
+        _refuse_changes(science | machine)
+        from fastresnet import training
+
+        with _interruptible(runs_dir, progress):
+            result = training.resume(
+                resume,
+                runs_dir=runs_dir,
+                data=data,
+                save_every_s=save_every,
+                allow_different_machine=allow_different_machine,
+                listener=progress,
+            )
+        show_result(result, runs_dir)
+        return
+    if allow_different_machine:
+        raise UserError("--allow-different-machine goes with --resume RUN")
+    from fastresnet import training
+    from fastresnet.run import RunConfig
+
+    chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, device)
+    given = {"data": data, "image_size": image_size, "seed": seed, "val": val, "limit_train": limit_train}
+    given |= {"target": target, "save_every_s": save_every, **machine}
+    config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
+    _check_loader(config.loader)
+    with _interruptible(runs_dir, progress):
+        may_fall_back = data is None and recipe is None and arch is None and target is None
+        config = _fall_back(config) if may_fall_back else config
+        result = training.train(chosen, config, runs_dir=runs_dir, init_from=init_from, listener=progress)
+    show_result(result, runs_dir)
+
+
+def _recipe(
+    name: str | None,
+    arch: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    tta: bool | None,
+    assignments: list[str] | None,
+    device: str | None,
+) -> Recipe:
+    """Return the recipe asked for; with neither recipe nor arch, one that suits the device."""
+    from fastresnet.recipe import load_recipe
+
+    overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
+    if tta is not None:
+        overrides["tta"] = "flip" if tta else "none"
+    if name is None and arch is None:
+        from fastresnet.engine.machine import resolve_device
+
+        on_gpu = resolve_device(device or "auto").type == "cuda"
+        overrides["arch"] = "resnet24" if on_gpu else "resnet8"
+        overrides["epochs"] = epochs or (16 if on_gpu else 8)
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    for assignment in assignments or ():
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(
+                f"--set {assignment!r} has no '='; write --set KEY=VALUE, as in --set optimizer.lr=0.1"
+            )
+        overrides[key.strip()] = value.strip()
+    return load_recipe(name or "fast").with_overrides(overrides)
+
+
+def _check_loader(name: str) -> None:
+    from fastresnet.errors import did_you_mean
+    from fastresnet.loaders.registry import backend_names
+
+    allowed = ("auto", *backend_names())
+    if name not in allowed:
+        raise UserError(
+            f"unknown loader {name!r}{did_you_mean(name, allowed)}; the loaders are {', '.join(allowed)}"
+        )
+
+
+def _refuse_changes(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} cannot be changed on --resume, which goes on with the same run; leave it out, or "
+                "start a new run from its weights with --init-from RUN"
+            )
+
+
+def _fall_back(config: RunConfig) -> RunConfig:
+    """Return the config with the built-in set when CIFAR-10 cannot be had, having said so loudly."""
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.loaders.dataset import open_dataset
+    from fastresnet.loaders.sources import DataUnavailable
+
+    try:
+        with shown_progress() as progress:
+            open_dataset(None, image_size=config.image_size, progress=progress)
+    except DataUnavailable as error:
+        rule = "!" * 78
+        typer.echo(
+            f"{rule}\n! CIFAR-10 could not be had: {error}\n! Training on 'shapes' instead, the built-in set of "
+            f"drawn images. Its accuracies say nothing about photographs.\n{rule}"
+        )
+        return config.model_copy(update={"data": "shapes"})
+    return config
+
+
+class _interruptible:
+    """Says how to resume when a signal ends the training, and exits with 128 + its number."""
+
+    def __init__(self, runs_dir: Path, progress: Any) -> None:
+        self.runs_dir = runs_dir
+        self.progress = progress
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.progress.close()
+        if error is None:
+            return
+        from fastresnet.cli.train_progress import resume_command
+        from fastresnet.engine.fit import Interrupted
+
+        if isinstance(error, Interrupted):
+            typer.echo(f"{error}; to go on:\n  {resume_command(error.run_id, self.runs_dir)}")
+            sys.exit(128 + error.signum)

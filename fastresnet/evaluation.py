@@ -1,0 +1,104 @@
+"""Evaluating a run's weights, on its own data set or another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from fastresnet.assembly import build_augment, splits_of
+from fastresnet.engine import machine
+from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
+from fastresnet.errors import UserError
+from fastresnet.folder import RunFolder, find_run
+from fastresnet.inference import load_weights
+from fastresnet.loaders.dataset import open_dataset
+from fastresnet.loaders.protocol import LoaderSpec
+from fastresnet.loaders.registry import default_backend, open_loader
+from fastresnet.loaders.sources import Progress
+from fastresnet.recipe import Recipe
+from fastresnet.resnet import build_model
+from fastresnet.run import RunConfig
+
+
+class Evaluation(BaseModel):
+    """Accuracy in [0, 1] and mean cross-entropy of a run's weights over every sample of a split.
+
+    Attributes:
+        run, weights: which run, and its ``last`` or ``best`` weights.
+        dataset, split: what it was evaluated on; ``is_builtin`` marks drawn images.
+        num_samples: how many images.
+        accuracy, loss: without TTA.
+        accuracy_tta: with flip TTA, None when not asked for.
+    """
+
+    run: str
+    weights: str
+    dataset: str
+    is_builtin: bool
+    split: str
+    num_samples: int
+    accuracy: float
+    loss: float
+    accuracy_tta: float | None
+
+
+def evaluate_run(
+    reference: str,
+    *,
+    runs_dir: Path | str = "runs",
+    data: str | None = None,
+    split: str = "test",
+    tta: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a run (path, name, id or ``last``; ``:best`` for its best weights) with the precision it was trained in.
+
+    Raises:
+        UserError: no such run, data set or split; weights, classes or image size that do not fit.
+    """
+    runs_dir = Path(runs_dir)
+    content = RunFolder(find_run(reference.partition(":")[0], runs_dir)).read_config()
+    recipe, config = Recipe.from_json_dict(content["recipe"]), RunConfig.parse(**content["config"])
+    weights = load_weights(reference, runs_dir)
+    chosen = machine.resolve_device(device)
+    amp = config.amp if chosen.type == torch.device(config.device).type else "auto"
+    amp_dtype = machine.AMP_DTYPES[machine.resolve_amp(amp, chosen)]
+    dataset = open_dataset(data or config.data, image_size=config.image_size, progress=progress)
+    trained = content["dataset"]
+    if list(dataset.class_names) != trained["class_names"]:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names)}, and the run was trained on "
+            f"{', '.join(trained['class_names'])}; give --data with the same classes"
+        )
+    if data is None and dataset.digest != trained["digest"]:
+        raise UserError(
+            f"{config.data or 'CIFAR-10'} has changed since the run was trained on it; name what to evaluate "
+            "on with --data"
+        )
+    splits = splits_of(dataset, recipe, config)
+    if split not in splits:
+        raise UserError(f"this run has no {split!r} split; it has {', '.join(splits)}")
+    model = build_model(recipe.arch_spec(), dataset.num_classes, dataset.image_size)
+    model.load_state_dict(weights.for_model(model))
+    model = model.to(chosen, memory_format=torch.channels_last)
+    augment = build_augment(recipe, trained["mean"], trained["std"], dataset.image_size).to(chosen)
+    spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
+    loader = open_loader(default_backend(splits[split], chosen), splits[split], spec, chosen)
+    try:
+        found = evaluate(model, loader, augment, amp_dtype, tta=tta)
+    finally:
+        loader.close()
+    return Evaluation(
+        run=weights.run,
+        weights=weights.which,
+        dataset=dataset.name,
+        is_builtin=dataset.is_builtin,
+        split=split,
+        num_samples=found.num_samples,
+        accuracy=found.accuracy,
+        loss=found.loss,
+        accuracy_tta=found.accuracy_tta,
+    )
