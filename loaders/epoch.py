@@ -37,6 +37,12 @@ class Epoch:
         return slice(int(self.plan.bounds[step]), int(self.plan.bounds[step + 1]))
 
 
+def loader_failed(backend: str, error: BaseException) -> UserError:
+    """Return ``error``, met by a worker or a thread of ``backend``, as one line."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return UserError(f"the {backend} loader failed: {type(error).__name__}: {lines[-1].strip()}")
+
+
 class EpochCursor:
     """The Loader protocol's bookkeeping; a backend inherits it and adds ``__iter__``.
 

@@ -1,10 +1,9 @@
 """The gather-crop-flip kernel: padded crops and mirrored rows as vector moves at raw addresses.
 
 A pixel is 3 bytes, so a loop over pixels compiles to byte moves at a tenth of memory speed. Here 16 pixels
-are one 48-byte vector that is loaded, perhaps mirrored by one shuffle, and stored, on any processor that LLVM
-knows.
-Addresses are plain integers: handing arrays about would count references in the innermost loop. All that is
-compiled is in this one file, because numba's disk cache notices a change of no other.
+are one vector of 48 bytes that is loaded, perhaps mirrored by one shuffle, and stored; LLVM knows how on any
+processor. Addresses are plain integers: handing arrays about would count references in the innermost loop.
+All that is compiled is in this one file, because numba's disk cache notices a change of no other.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from fastresnet.errors import UserError
-from fastresnet.loaders.epoch import Epoch, EpochCursor
+from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import register
@@ -119,7 +119,7 @@ class NumbaLoader(EpochCursor):
                 try:
                     filling.result()
                 except Exception as error:
-                    raise UserError(f"the numba loader failed: {type(error).__name__}: {error}") from error
+                    raise loader_failed("numba", error) from error
                 slab.take()
                 first = epoch.rows(steps[0]).start
                 for step in steps:
@@ -133,7 +133,7 @@ class NumbaLoader(EpochCursor):
                 self._wait_for_fills()
 
     def _wait_for_fills(self) -> None:
-        """Let no thread write to a slab any more; the consumer's work queued so far is every slab's last use."""
+        """Let no thread write to a slab any more; what the consumer has queued is every slab's last use."""
         while self._ahead_slabs:
             filling = self._ahead_slabs.pop()[2]
             if not filling.cancel():

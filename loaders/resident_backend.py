@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from fastresnet.loaders.epoch import Epoch, EpochCursor
+from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import register
@@ -49,11 +49,14 @@ class ResidentLoader(EpochCursor):
         self._device = device
         self._kernel = kernel
         whole = len(split.members) == len(split.images)
-        own = np.array(split.images if whole else split.images[split.members])
-        self._images = torch.from_numpy(own).to(device)
-        self._out = torch.empty(
-            (spec.batch_size // spec.world_size, *own.shape[1:]), dtype=torch.uint8, device=device
-        )
+        shape = (spec.batch_size // spec.world_size, *split.images.shape[1:])
+        try:
+            own = np.array(split.images if whole else split.images[split.members])
+            self._images = torch.from_numpy(own).to(device)
+            self._out = torch.empty(shape, dtype=torch.uint8, device=device)
+        except (IndexError, MemoryError, torch.OutOfMemoryError) as error:
+            self.close()
+            raise loader_failed("resident", error) from error
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the epoch's batches from the start step on."""

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastresnet.errors import UserError
-from fastresnet.loaders.epoch import Epoch, EpochCursor
+from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import register
@@ -97,8 +96,7 @@ class TorchLoader(EpochCursor):
             try:
                 images = next(tables)
             except Exception as error:
-                reason = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-                raise UserError(f"the torch loader failed: {type(error).__name__}: {reason}") from error
+                raise loader_failed("torch", error) from error
             rows = epoch.rows(step)
             images = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             yield Batch(images, labels[rows], indices[rows])
