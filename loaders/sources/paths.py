@@ -66,9 +66,10 @@ def _folder_tree(path: Path) -> FolderTree:
     for root in (path, path / "cifar-10-batches-py"):
         if any((root / name).is_file() for name in FILES):
             return FolderTree(root, depth=1)
-    if all((path / split).is_dir() for split in SPLITS):
+    found = [split for split in SPLITS if (path / split).is_dir()]
+    if len(found) == len(SPLITS):
         return FolderTree(path, only=SPLITS)
-    return FolderTree(path, depth=2)  # enough to say what is wrong
+    return FolderTree(path, depth=3 if found else 2)  # enough to say what is wrong
 
 
 def _contents(
