@@ -44,16 +44,15 @@ class _Scan:
         while self.at < len(text):
             if text.startswith("[[", self.at):
                 self.at += 2
-                array = self.resolve(self.key())
+                array = self.header()
                 element = self.counts.get(array, 0)
                 self.counts[array] = element + 1
-                self.lines.setdefault(array, self.line)
                 table = (*array, element)
                 self.lines[table] = self.line
                 self.at = text.index("]]", self.at) + 2
             elif text[self.at] == "[":
                 self.at += 1
-                table = self.resolve(self.key())
+                table = self.header()
                 self.lines[table] = self.line
                 self.at = text.index("]", self.at) + 1
             else:
@@ -69,11 +68,13 @@ class _Scan:
         assert space is not None
         self.at = space.end()
 
-    def resolve(self, key: Path) -> Path:
+    def header(self) -> Path:
         """Return the path a header means: an array of tables on the way stands for its last element."""
         path: Path = ()
+        key = self.key()
         for i, part in enumerate(key):
             path = (*path, part)
+            self.lines.setdefault(path, self.line)
             if path in self.counts and i < len(key) - 1:
                 path = (*path, self.counts[path] - 1)
         return path
