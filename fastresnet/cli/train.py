@@ -192,7 +192,7 @@ def _recipe(
 
         on_gpu = resolve_device(device or "auto").type == "cuda"
         overrides["arch"] = "resnet24" if on_gpu else "resnet8"
-        overrides["epochs"] = epochs or (16 if on_gpu else 8)
+        overrides["epochs"] = epochs if epochs is not None else 16 if on_gpu else 8
     overrides = {key: value for key, value in overrides.items() if value is not None}
     for assignment in assignments or ():
         key, equals, value = assignment.partition("=")
