@@ -6,6 +6,7 @@ import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def write_jpeg_tar(dataset: Dataset, out: Path, quality: int, progress: Progress
                 if len(psnrs) % 1000 == 0:
                     progress("encoding images", len(psnrs), total)
 
-    def write(file: io.BufferedIOBase) -> None:
+    def write(file: BinaryIO) -> None:
         with tarfile.open(fileobj=file, mode="w") as archive:
             write_all(archive)
 

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.loaders.sources.decode import DEFAULT_SIZE, resize_all
-from fastresnet.loaders.sources.source import SPLITS, Block, Contents, Progress, SplitName, check_labels
+from fastresnet.loaders.sources.source import (
+    SPLITS,
+    Block,
+    Contents,
+    Progress,
+    SplitName,
+    check_labels,
+    shown,
+)
 from fastresnet.loaders.sources.tree import hash_file, stem_of
 
 REQUIRED = tuple(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))
@@ -60,15 +68,15 @@ class ArrayFile:
         )
 
     def _load(self) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
+        if not zipfile.is_zipfile(self._path):
+            raise UserError(f"{self._path} is truncated or no .npz (which is a zip of arrays); make it again")
         try:
             with np.load(self._path, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("it is one array, not an archive")
                 missing = [key for key in REQUIRED if key not in archive.files]
                 if missing:
                     near = did_you_mean(missing[0], archive.files)
                     raise UserError(
-                        f"{self._path} has no array {missing[0]!r}{near and ' (renamed?)'}; it needs "
+                        f"{self._path} has no array {missing[0]!r}{near}; it needs "
                         f"{', '.join(REQUIRED)} and may have class_names; it has {', '.join(archive.files)}"
                     )
                 known = [key for key in archive.files if key in (*REQUIRED, *OPTIONAL)]
@@ -77,7 +85,7 @@ class ArrayFile:
                     [f"left out the arrays {', '.join(others)}"] if others else []
                 )
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
+            reason = "it holds Python objects" if "allow_pickle" in str(error) else shown(str(error))
             raise UserError(f"{self._path} is no readable .npz of plain arrays ({reason})") from error
 
     def _images(self, arrays: dict[str, NDArray[np.generic]], split: SplitName) -> NDArray[np.uint8]:

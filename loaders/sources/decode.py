@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastresnet.errors import UserError
+from fastresnet.loaders.sources.source import shown
 
 DEFAULT_SIZE = 32  # where images have no square size in common, in pixels
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -73,5 +74,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _not_an_image(path: str, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError | PermissionError):
         return UserError(f"cannot read {path}: {error.strerror}")
-    reason = "it is no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    reason = "it is no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else shown(str(error))
     return UserError(f"{path} is not an image that can be read ({reason}); repair it or leave it out")

@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastresnet.errors import UserError, did_you_mean
+from fastresnet.errors import UserError
 from fastresnet.loaders.sources.decode import DEFAULT_SIZE, SUFFIXES, File, decode, image_dimensions
 from fastresnet.loaders.sources.source import (
     SPLITS,
@@ -21,6 +20,7 @@ from fastresnet.loaders.sources.source import (
     Progress,
     SplitName,
     check_labels,
+    shown,
 )
 from fastresnet.loaders.sources.tree import Entry, Tree, as_bytes
 
@@ -59,12 +59,12 @@ def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
             elsewhere[parts[0]] = elsewhere.get(parts[0], 0) + 1
         elif len(parts) != 3:
             raise UserError(
-                f"{where}: image {entry.path!r} is not at {LAYOUT}; move it into a class's folder"
+                f"{where}: image {shown(entry.path)} is not at {LAYOUT}; move it into a class's folder"
             )
         else:
-            found[cast(SplitName, parts[0])].append((as_bytes("/".join(parts)), parts[1], entry))
+            found[parts[0]].append((as_bytes("/".join(parts)), parts[1], entry))
     if not (found["train"] and found["test"]):
-        raise UserError(_wrong_layout(where, found, elsewhere, [parts for parts, _ in paths]))
+        raise UserError(_wrong_layout(where, found, [parts for parts, _ in paths]))
     class_names = tuple(sorted({name for rows in found.values() for _, name, _ in rows}, key=as_bytes))
     for name in class_names:
         try:
@@ -78,7 +78,7 @@ def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
         class_names=class_names,
         entries={split: [entry for _, _, entry in rows] for split, rows in found.items()},
         labels={split: [label_of[name] for _, name, _ in rows] for split, rows in found.items()},
-        notices=_left_out(seen, len(images), root, elsewhere),
+        notices=_left_out(seen, root, elsewhere),
     )
 
 
@@ -99,33 +99,27 @@ def _common_root(images: Sequence[Entry]) -> str:
 def _wrong_layout(
     where: str,
     found: dict[SplitName, list[tuple[bytes, str, Entry]]],
-    elsewhere: dict[str, int],
     paths: list[list[str]],
 ) -> str:
-    missing = " and ".join(f"{split}/" for split in SPLITS if not found[split])
+    missing = " or ".join(f"{split}/" for split in SPLITS if not found[split])
     message = f"{where} has no images in {missing}; expected {LAYOUT}"
     tops = sorted({parts[0] for parts in paths if len(parts) > 1} - set(SPLITS))
-    shown = ", ".join(tops[:3]) + (", ..." if len(tops) > 3 else "")
-    if not found["train"] and not found["test"]:
-        if tops and all(len(parts) == 2 for parts in paths):
-            return f"{message}; it has class folders ({shown}) directly: put them under train/ and test/"
-        return message + (f"; it has {shown}" if tops else "")
-    if tops:
-        near = did_you_mean("test" if found["train"] else "train", tops)
-        return f"{message}; it also has {shown}{near and '; rename the right one'}"
-    return message
+    some = shown(", ".join(tops[:3])) + (", ..." if len(tops) > 3 else "")
+    if not found["train"] and not found["test"] and all(len(parts) == 2 for parts in paths):
+        return f"{message}; it has class folders ({some}) directly: put them under train/ and test/"
+    return message + (f"; what it has instead is {some}" if tops else "")
 
 
-def _left_out(
-    seen: Sequence[Entry], num_images: int, root: str, elsewhere: dict[str, int]
-) -> tuple[str, ...]:
+def _left_out(seen: Sequence[Entry], root: str, elsewhere: dict[str, int]) -> tuple[str, ...]:
     notices = []
     others = [entry.path for entry in seen if not entry.path.lower().endswith(SUFFIXES)]
     others = sorted(path for path in others if path[len(root) :].startswith(("train/", "test/")))
     if others:
-        notices.append(f"left out {len(others)} files that are not .jpg, .jpeg or .png (first: {others[0]})")
+        notices.append(
+            f"left out {len(others)} files that are not .jpg, .jpeg or .png (first: {shown(others[0])})"
+        )
     if elsewhere:
-        folders = ", ".join(sorted(elsewhere)[:3])
+        folders = shown(", ".join(sorted(elsewhere)[:3]))
         notices.append(f"left out {sum(elsewhere.values())} images outside train/ and test/ (in {folders})")
     return tuple(notices)
 
@@ -159,12 +153,12 @@ def _settle_size(
     every = [entry for split in SPLITS for entry in layout.entries[split]]
     common = wanted
     for done, (entry, file) in enumerate(tree.files(every)):
-        width, height = image_dimensions(file, f"{tree.where}: {entry.path}")
+        width, height = image_dimensions(file, f"{tree.where}: {shown(entry.path)}")
         common = common or width
         if (width, height) != (common, common):
             size = wanted or DEFAULT_SIZE
             return size, (
-                f"images of other sizes (such as {entry.path}, {width}x{height}) are scaled to a shorter "
+                f"images of other sizes (such as {shown(entry.path)}, {width}x{height}) are scaled to a shorter "
                 f"side of {size} and cropped to {size}x{size}",
             )
         if done % 1000 == 0:
@@ -182,7 +176,7 @@ def _blocks(tree: Tree, layout: Layout, size: int, progress: Progress) -> Iterat
         decoded: dict[SplitName, list[tuple[int, NDArray[np.uint8]]]] = {"train": [], "test": []}
         for entry, file in files:
             split, row = rank[entry]
-            decoded[split].append((row, decode(file, f"{tree.where}: {entry.path}", size)))
+            decoded[split].append((row, decode(file, f"{tree.where}: {shown(entry.path)}", size)))
         return [
             Block(split, np.array([row for row, _ in rows], np.int64), np.stack([image for _, image in rows]))
             for split, rows in decoded.items()

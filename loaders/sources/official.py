@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastresnet.errors import UserError
 from fastresnet.loaders.sources.decode import File, resize_all
-from fastresnet.loaders.sources.source import Block, Contents, Progress, SplitName, check_labels
+from fastresnet.loaders.sources.source import Block, Contents, Progress, SplitName, check_labels, shown
 from fastresnet.loaders.sources.tree import Entry, Tree
 
 IMAGE_SIZE = 32
@@ -155,7 +155,7 @@ class _Dtype:
             raise ValueError(f"array of {text!r}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        order: Any = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         self.dtype = self.dtype.newbyteorder(order)
 
 
@@ -212,8 +212,10 @@ def _load(raw: bytes, where: str) -> Any:
         return _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
     except _Refused as error:
         raise UserError(
-            f"{where} is a pickle that asks for code ({error}); only plain containers and NumPy arrays are "
+            f"{where} is a pickle that asks for code ({shown(str(error))}); only plain containers and NumPy arrays are "
             "loaded"
         ) from error
     except Exception as error:  # a broken pickle can raise anything
-        raise UserError(f"{where} is truncated or no pickle of arrays ({error}); get it again") from error
+        raise UserError(
+            f"{where} is truncated or no pickle of arrays ({shown(str(error))}); get it again"
+        ) from error

@@ -66,6 +66,9 @@ def _folder_tree(path: Path) -> FolderTree:
     for root in (path, path / "cifar-10-batches-py"):
         if any((root / name).is_file() for name in FILES):
             return FolderTree(root, depth=1)
+    inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if len(inner) == 1 and all((inner[0] / split).is_dir() for split in SPLITS):
+        path = inner[0]  # as unpacking an archive may leave it
     found = [split for split in SPLITS if (path / split).is_dir()]
     if len(found) == len(SPLITS):
         return FolderTree(path, only=SPLITS)

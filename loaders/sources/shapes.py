@@ -8,6 +8,7 @@ which IEEE 754 rounds alike everywhere: the pixels, and so the digest, are the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ _BLOCK = 500  # images drawn at a time
 _NOISE = 32.0  # peak to peak, in grey levels
 _NUM_PARAMS = 32  # draws set aside for an image; fewer are used
 
-Field = NDArray[np.float32]  # [k, S, S], or [k, 1, 1] for one number an image
+Field = NDArray[np.floating[Any]]  # float32 [k, S, S], or [k, 1, 1] for one number an image
 Shape = Callable[[Field, Field], Field]
 # Edge normals of regular polygons, written out so that no machine's cosine has a say.
 _TRIANGLE = ((0.0, -1.0), (0.8660254, 0.5), (-0.8660254, 0.5))

@@ -19,15 +19,18 @@ class DataUnavailable(UserError):
     """No data was named, and CIFAR-10 could be neither found nor downloaded."""
 
 
-class Progress(Protocol):
-    """Called from the packing thread, a few times a second at most for big inputs."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` (0: not known yet) of ``stage`` ("decoding images") are behind us."""
+# Called by the packing thread as progress(stage, done, total): ``done`` of ``total`` (0: not
+# known yet) of ``stage``, such as "decoding images", are behind us.
+Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def shown(text: str) -> str:
+    """Return ``text`` fit for one line of a terminal: control characters and broken UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class Block(NamedTuple):

@@ -9,14 +9,14 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from fastresnet.errors import UserError
 from fastresnet.loaders.sources.decode import File
-from fastresnet.loaders.sources.source import Progress
+from fastresnet.loaders.sources.source import Progress, shown
 
 _CHUNK = 1 << 20  # bytes
 _MAGIC = {"xz": b"\xfd7zXZ\x00", "gzip": b"\x1f\x8b"}
@@ -163,12 +163,14 @@ class TarTree:
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         """Yield the uncompressed bytes; any way in which they can be broken raises one UserError."""
-        opener = {"tar": open, "gzip": gzip.open, "xz": lzma.open}[self._packing]
+        openers: dict[str, Callable[..., Any]] = {"tar": open, "gzip": gzip.open, "xz": lzma.open}
         try:
-            with opener(self.path, "rb") as stream:
-                yield cast(BinaryIO, stream)
+            with openers[self._packing](self.path, "rb") as stream:
+                yield stream
         except (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
-            raise UserError(f"{self.path} is truncated or damaged ({error}); get or make it again") from error
+            raise UserError(
+                f"{self.path} is truncated or damaged ({shown(str(error))}); get or make it again"
+            ) from error
 
     def entries(self, progress: Progress) -> list[Entry]:
         found: dict[str, Entry] = {}
@@ -177,7 +179,7 @@ class TarTree:
             tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_StrictTarInfo) as archive,
         ):
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile keeps every header it has read
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
                 path = self._safe_path(member)
                 if member.isdir():
                     continue
