@@ -6,6 +6,7 @@ those whose source lies within rounding of the border between two pixels may dif
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastresnet import augment_draws as draws
 from fastresnet import augment_ops as ops
 from fastresnet import recipe_augment as parts
 from fastresnet.augment import Augment
+from fastresnet.bench.augment import RECIPES, measure
 from fastresnet.loaders.dataset import Dataset
 from fastresnet.recipe import load_recipe
 from fastresnet.torchvision_import import import_torchvision
@@ -393,3 +395,11 @@ def test_it_compiles_whole(uint8_images: torch.Tensor) -> None:
         eager = model(uint8_images, torch.arange(N), torch.float32, train=True)
         assert ((ours - eager).abs() > 1e-4).float().mean() < TIES
         assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_bench_measures_every_recipe_beside_the_step() -> None:
+    record = json.loads(json.dumps(measure(batch_size=2, rounds=1, threads=1, device_wanted="cpu")))
+    assert [row["recipe"] for row in record["rows"]] == list(RECIPES)
+    for row in record["rows"]:
+        amortised = row["batch_ms"] + row["table_ms_per_epoch"] / 25_000
+        assert row["share_of_step"] == pytest.approx(amortised / record["step_ms"], rel=0.01, abs=1e-4)
