@@ -174,7 +174,7 @@ def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.de
             return loader
 
         train = opened("train", shuffled)
-        evals = {name: opened(name, in_order) for name in ("val", "test") if name in data.splits}
+        evals = {name: opened(name, in_order) for name in data.splits if name != "train"}
         return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
 
 
@@ -202,7 +202,8 @@ def build_step(recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int
             zero_gamma=recipe.init.zero_gamma,
             kernels=config.kernels,
         )
-    model = model.to(device, memory_format=torch.channels_last)
+    # torch's stubs leave memory_format out
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(
         model=model,
         optimizer=build_optimizer(model, recipe.optimizer),

@@ -36,7 +36,7 @@ def explain_os_error(error: OSError, doing: str) -> UserError:
     return UserError(f"{doing}: {reason}{advice.get(error.errno or 0, '')}")
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write ``path`` by temporary file, fsync, rename and fsync of its folder.
 
     Raises:
@@ -65,7 +65,7 @@ def _seal(content: dict[str, Any]) -> str:
 def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as readable JSON with a ``sha256`` of itself, atomically."""
     text = json.dumps({**content, "sha256": _seal(content)}, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()) and None)
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def evaluate_run(
         raise UserError(f"this run has no {split!r} split; it has {', '.join(splits)}")
     model = build_model(recipe.arch_spec(), dataset.num_classes, dataset.image_size)
     model.load_state_dict(weights.for_model(model))
-    model = model.to(chosen, memory_format=torch.channels_last)
+    model = model.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     augment = build_augment(recipe, trained["mean"], trained["std"], dataset.image_size).to(chosen)
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     loader = open_loader(default_backend(splits[split], chosen), splits[split], spec, chosen)

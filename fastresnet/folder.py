@@ -175,7 +175,7 @@ class RunFolder:
         path = self.path / EVENTS
         rows, kept = self._read_marked(mark)
         if path.stat().st_size != len(kept):
-            write_atomic(path, lambda file: file.write(kept) and None)
+            write_atomic(path, lambda file: file.write(kept))
         self._events_hash = hashlib.sha256(kept)
         self._events_size = len(kept)
         return rows

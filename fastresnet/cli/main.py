@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastresnet import __version__
-from fastresnet.cli import archs, data, doctor, evaluate, recipes, train
+from fastresnet.cli import archs, bench, data, doctor, evaluate, recipes, train
 from fastresnet.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("archs")(archs.archs)
 app.command("recipes")(recipes.recipes)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 
 

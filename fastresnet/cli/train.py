@@ -112,7 +112,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a network; without arguments, a small one that is done in minutes on a CPU, seconds on a GPU."""
-    science = {
+    science: dict[str, Any] = {
         "recipe": recipe,
         "arch": arch,
         "epochs": epochs,
@@ -126,7 +126,7 @@ def train(
         "target": target,
         "init_from": init_from,
     }
-    machine = {
+    machine: dict[str, Any] = {
         "device": device,
         "loader": loader,
         "workers": workers,
@@ -161,7 +161,13 @@ def train(
     from fastresnet.run import RunConfig
 
     chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, device)
-    given = {"data": data, "image_size": image_size, "seed": seed, "val": val, "limit_train": limit_train}
+    given: dict[str, Any] = {
+        "data": data,
+        "image_size": image_size,
+        "seed": seed,
+        "val": val,
+        "limit_train": limit_train,
+    }
     given |= {"target": target, "save_every_s": save_every, **machine}
     config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
     _check_loader(config.loader)

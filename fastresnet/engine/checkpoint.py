@@ -56,7 +56,7 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -70,7 +70,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> str:
     text = json.dumps(_encode(content, tensors, ""), allow_nan=False)
     sha256 = _digest(text, tensors)
     raw = save(tensors, {"fastresnet": FORMAT, "content": text, "sha256": sha256})
-    write_atomic(path, lambda file: file.write(raw) and None)
+    write_atomic(path, lambda file: file.write(raw))
     return sha256
 
 

@@ -227,7 +227,7 @@ class Fit:
         """Write the last checkpoint, having made sure that it is good."""
         state = self.step.state
         self._check_finite()
-        weights = [p for p in state.model.parameters()]
+        weights: list[torch.Tensor] = list(state.model.parameters())
         if not bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all()):
             raise UserError(
                 f"the weights are not finite after step {state.step}; the last good checkpoint in "

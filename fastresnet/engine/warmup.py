@@ -18,6 +18,7 @@ from fastresnet.loaders.protocol import Batch
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
+NUM_COMPARED = 5
 SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
@@ -69,13 +70,21 @@ def _decide(step: TrainStep, batches: list[Batch], num_steps: int, compiler_miss
     if eager_s * num_steps < WORTH_COMPILING_S[step.device_type]:
         return WarmUp(step_s=eager_s, compile="off", reason="the run is too short for compiling to pay")
     step.compile()
-    compiled_s = _measure(step, batches)
-    step.use_eager()
-    eager_s = statistics.median((eager_s, _measure(step, batches)))
+    _measure(step, batches)
+    compiled = step.forward
+    eager_seconds, compiled_seconds = [], []
+    for _ in range(NUM_COMPARED):
+        # In turn, so that what else the machine does slows both alike.
+        step.use_eager()
+        eager_seconds.append(_timed(step, batches[0]))
+        step.forward = compiled
+        compiled_seconds.append(_timed(step, batches[0]))
+    eager_s, compiled_s = statistics.median(eager_seconds), statistics.median(compiled_seconds)
+    ratio = statistics.median(c / e for c, e in zip(compiled_seconds, eager_seconds, strict=True))
     reason = f"a step took {compiled_s * 1e3:.0f} ms compiled, {eager_s * 1e3:.0f} ms eager"
-    if compiled_s < KEEP_RATIO * eager_s:
-        step.compile()
+    if ratio < KEEP_RATIO:
         return WarmUp(step_s=compiled_s, compile="on", reason=reason)
+    step.use_eager()
     return WarmUp(step_s=eager_s, compile="off", reason=reason)
 
 
