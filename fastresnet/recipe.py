@@ -187,10 +187,11 @@ def _explain(error: dict[str, Any]) -> tuple[tuple[str | int, ...], str]:
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     if kind == "extra_forbidden":
         allowed = sorted(owner.model_fields) if owner else []
-        return (
-            path,
-            f"unknown key {key!r}{did_you_mean(str(path[-1]), allowed)} (allowed: {', '.join(allowed)})",
-        )
+        below = [*path[:-1], *_below(owner, str(path[-1]))] if owner else path
+        near = did_you_mean(str(path[-1]), allowed)
+        if len(below) > len(path):
+            near = f"; did you mean {'.'.join(map(str, below))!r}?"
+        return path, f"unknown key {key!r}{near} (allowed: {', '.join(allowed)})"
     if kind == "missing":
         return path, f"{key} is missing"
     if kind == "union_tag_not_found":
@@ -218,6 +219,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def _names(model: type[BaseModel]) -> tuple[str, ...]:
     """Return the values of ``name`` that select a model from a union."""
     return get_args(model.model_fields["name"].annotation) if "name" in model.model_fields else ()
+
+
+def _below(model: type[BaseModel], key: str) -> tuple[str, ...]:
+    """Return the path to a field of that name in a part of ``model``, or nothing."""
+    for field, info in model.model_fields.items():
+        if any(key in part.model_fields for part in _models(info.annotation)):
+            return field, key
+    return ()
 
 
 def _choices(path: tuple[str | int, ...]) -> list[type[BaseModel]]:
