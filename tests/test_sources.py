@@ -251,6 +251,22 @@ def test_bad_values_are_refused(tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_bytes(b"PK\x03\x04")
     assert "cannot tell" in refusal(tmp_path / "set.zip")
     assert "32x32 only" in refusal("shapes", image_size=64)
+    assert "name is empty" in refusal("")
+
+
+def test_a_member_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    """A tar of a few kilobytes can hold a file of gigabytes of zeros."""
+    size = 1 << 29
+    member = tarfile.TarInfo("train/a/0.jpg")
+    member.size = size
+    with lzma.open(tmp_path / "bomb.tar.xz", "wb", preset=0) as file:
+        file.write(member.tobuf())
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+        for name in ("train/b/0.jpg", "test/a/0.jpg"):
+            file.write(tarfile.TarInfo(name).tobuf())
+        file.write(bytes(1024))
+    assert "train/a/0.jpg has 536,870,912 bytes" in refusal(tmp_path / "bomb.tar.xz")
 
 
 def test_unreadable_files_are_refused() -> None:

@@ -31,6 +31,8 @@ def resolve(data: str | None, image_size: int | None, progress: Progress) -> Sou
         return Tar(official_archive(progress), image_size)
     if data == "shapes":
         return Shapes(image_size)
+    if not data:  # which Path would take for the current folder
+        raise UserError(f"the data's name is empty; give {KINDS}")
     path = Path(data).expanduser()
     name = path.name.lower()
     try:

@@ -19,6 +19,7 @@ from fastresnet.loaders.sources.decode import File
 from fastresnet.loaders.sources.source import Progress, shown
 
 _CHUNK = 1 << 20  # bytes
+_MAX_FILE = 1 << 28  # bytes of one file in a tar; more is no image, but would be read into memory
 _MAGIC = {"xz": b"\xfd7zXZ\x00", "gzip": b"\x1f\x8b"}
 TAR_SUFFIXES = {
     ".tar": "tar",
@@ -205,6 +206,11 @@ class TarTree:
         with self._open() as stream:
             place = 0
             for entry in sorted(entries, key=lambda entry: entry.place):
+                if entry.size > _MAX_FILE:
+                    raise UserError(
+                        f"{self.path}: {shown(entry.path)} has {entry.size:,} bytes; an image may have "
+                        f"{_MAX_FILE:,}"
+                    )
                 while place < entry.place:
                     skipped = len(stream.read(min(_CHUNK, entry.place - place)))
                     if not skipped:
