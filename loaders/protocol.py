@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,11 +41,13 @@ class Split:
         images: uint8 [N, H, W, 3], usually a read-only memory map.
         labels: int64 [N].
         members: int64 [M], ascending: the sample indices that belong to this split (M <= N).
+        beton: the user's own .beton file of just these images and labels, if that is where they come from.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     members: NDArray[np.int64]
+    beton: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
+from fastresnet.loaders.mapped import mapped_file
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import register
 
@@ -35,8 +36,9 @@ class PackDataset(Dataset[torch.Tensor]):
     def __getstate__(self) -> dict[str, Any]:
         """Send a spawned worker the memory map's place, not its bytes."""
         state = self.__dict__.copy()
-        if isinstance(self.images, np.memmap) and self.images.filename is not None:
-            state["images"] = (str(self.images.filename), self.images.offset, self.images.shape)
+        mapped = mapped_file(self.images)
+        if mapped is not None:
+            state["images"] = (*mapped, self.images.shape)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
