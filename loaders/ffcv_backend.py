@@ -78,7 +78,7 @@ def _library() -> SimpleNamespace:
     # FFCV sets torch's thread count to its own number of workers; the training keeps its own.
     compiler.ch = SimpleNamespace(set_num_threads=lambda count: None)
 
-    class CropFlip(Operation):  # type: ignore[misc]
+    class CropFlip(Operation):
         """Our crop and flip as a step of FFCV's pipeline, in Python so that it can see each epoch's crops."""
 
         def __init__(self, crops: Crops) -> None:
@@ -96,7 +96,7 @@ def _library() -> SimpleNamespace:
             memory = AllocationQuery(previous_state.shape, previous_state.dtype)
             return replace(previous_state, jit_mode=False), memory
 
-    class Reading(EpochIterator):  # type: ignore[misc]
+    class Reading(EpochIterator):
         """One epoch of FFCV's: its thread tells of an error instead of leaving the consumer to wait for ever."""
 
         error: BaseException | None = None
@@ -215,7 +215,7 @@ class FfcvLoader(EpochCursor):
                     raise UserError("the loader was closed or begun anew while this iteration was open")
                 rows = epoch.rows(step)
                 if rows.start == rows.stop:  # a rank's share of a last batch smaller than the ranks are many
-                    images = self._no_images
+                    images: torch.Tensor | None = self._no_images
                 else:
                     (images,) = next(reading, (None,))
                 if images is None:

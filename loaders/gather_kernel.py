@@ -31,7 +31,7 @@ def _mover(num_pixels: int, how: Literal["copy", "mirror", "zero"]) -> Any:
     vector = ir.VectorType(_BYTE, lanes)
     order = [lanes - 3 - lane + 2 * (lane % 3) for lane in range(lanes)]  # pixels reversed, colours not
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def move(typing_context: Any, target: Any, source: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             target_address, source_address = arguments
@@ -50,7 +50,7 @@ def _mover(num_pixels: int, how: Literal["copy", "mirror", "zero"]) -> Any:
     return move
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch(typing_context: Any, address: Any) -> Any:
     """Fetch the cache line at ``address`` for reading into the second-level cache.
 

@@ -101,10 +101,10 @@ class TrainStep:
         (scaler.scale(loss) if scaler else loss).backward()
         if self.clip_grad_norm is not None:
             if scaler:
-                scaler.unscale_(state.optimizer)
+                scaler.unscale_(state.optimizer)  # type: ignore[arg-type] # Lookahead has the same interface
             nn.utils.clip_grad_norm_(state.model.parameters(), self.clip_grad_norm, foreach=True)
         if scaler:
-            scaler.step(state.optimizer)
+            scaler.step(state.optimizer)  # type: ignore[arg-type] # likewise
             scaler.update()
         else:
             state.optimizer.step()
