@@ -33,6 +33,20 @@ class Batch(NamedTuple):
     indices: torch.Tensor
 
 
+class EncodedImages(Protocol):
+    """JPEG or PNG files by sample index."""
+
+    @property
+    def all_of_size(self) -> bool:
+        """Every image is a square of the data set's size; otherwise scale to it and crop the centre."""
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return the bytes of one file: uint8 [n]."""
+
+    def check(self, index: int) -> None:
+        """Raise a UserError naming the file if it is no image that can be read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The samples a loader draws from.
@@ -42,12 +56,15 @@ class Split:
         labels: int64 [N].
         members: int64 [M], ascending: the sample indices that belong to this split (M <= N).
         beton: the user's own .beton file of just these images and labels, if that is where they come from.
+        encoded: the JPEG or PNG files of these images, if they are not packed; ``images`` then has a shape and
+            no pixels, and only a backend that decodes can open the split.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     members: NDArray[np.int64]
     beton: Path | None = None
+    encoded: EncodedImages | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

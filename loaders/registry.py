@@ -20,7 +20,7 @@ class OpenBackend(Protocol):
     def __call__(self, split: Split, spec: LoaderSpec, device: torch.device, *, workers: int) -> Loader: ...
 
 
-_OWN = ("torch", "numba", "resident", "ffcv")
+_OWN = ("torch", "numba", "resident", "ffcv", "dali")
 _registered: dict[str, OpenBackend] = {}
 
 

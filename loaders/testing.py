@@ -293,7 +293,7 @@ def check_failure(open_backend: OpenBackend, device: torch.device = _CPU) -> Non
 def check_memory(open_backend: OpenBackend, device: torch.device = _CPU, num_epochs: int = 200) -> None:
     """Memory stays flat over ``num_epochs`` epochs of a small set."""
     spec = LoaderSpec(batch_size=64, padding=4, flip="random")
-    with example_split(512, 32) as split, _opened(open_backend, split, spec, device, workers=1) as loader:
+    with example_split(192, 32) as split, _opened(open_backend, split, spec, device, workers=1) as loader:
         process = psutil.Process()
         settled = 0
         for epoch in range(num_epochs):
