@@ -1,0 +1,166 @@
+"""Pydantic models in TOML, packaged or in a file of the user's: read, and mistakes explained in one line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fastresnet.errors import UserError, did_you_mean
+from fastresnet.toml_lines import line_numbers, nearest_line
+
+Model = TypeVar("Model", bound=BaseModel)
+KeyPath = tuple[str | int, ...]
+
+
+def packaged_names(kind: str) -> tuple[str, ...]:
+    """Return the names of the packaged files of a kind (``recipe`` lie in ``recipes/``), sorted."""
+    folder = resources.files("fastresnet") / f"{kind}s"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def read_text(kind: str, name_or_path: str) -> str:
+    """Return the TOML text of a packaged name, or of a file (a path has a slash or ends in .toml).
+
+    Raises:
+        UserError: unknown name (the nearest is offered), or a file that cannot be read.
+    """
+    names = packaged_names(kind)
+    if name_or_path in names:
+        return (resources.files("fastresnet") / f"{kind}s" / f"{name_or_path}.toml").read_text("utf-8")
+    if not (name_or_path.endswith(".toml") or "/" in name_or_path):
+        near = did_you_mean(name_or_path, names)
+        command = "recipes" if kind == "recipe" else kind
+        raise UserError(
+            f"unknown {kind} {name_or_path!r}{near} (`fastresnet {command}` lists them; a file ends in .toml)"
+        )
+    try:
+        return Path(name_or_path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"cannot read {kind} {name_or_path}: {reason}") from None
+
+
+def read_model(kind: str, model: type[Model], name_or_path: str) -> Model:
+    """Return the model of a packaged name, or of a file.
+
+    Raises:
+        UserError: not found, not TOML, or a key or value that is not allowed, with the file's line.
+    """
+    text = read_text(kind, name_or_path)
+    where = source_name(kind, name_or_path)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not TOML: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    return validated(model, data, where, text)
+
+
+def source_name(kind: str, name_or_path: str) -> str:
+    """Return what messages call the file that was read."""
+    return f"{kind} {name_or_path}.toml" if name_or_path in packaged_names(kind) else name_or_path
+
+
+def at_line(where: str, text: str, path: KeyPath, message: str) -> UserError:
+    """Return the error of a key in ``text``: ``where:line: message``."""
+    return UserError(f"{where}:{nearest_line(line_numbers(text), path)}: {message}")
+
+
+def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text: str = "") -> Model:
+    """Return the model of ``data``, or raise a one-line UserError, with the line in ``text`` if it is given."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        # A misspelt key is also reported as missing under its right name: say the first.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        path, message = _explain(model, dict(first))
+        raise (at_line(where, text, path, message) if text else UserError(message)) from None
+
+
+def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str]:
+    """Return the key path of a pydantic error, and what was wrong and what is allowed."""
+    path, owner = _located(root, error["loc"])
+    key = ".".join(map(str, path))
+    kind, context, given = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "extra_forbidden":
+        allowed = sorted(owner.model_fields) if owner else []
+        below = [*path[:-1], *_below(owner, str(path[-1]))] if owner else path
+        near = did_you_mean(str(path[-1]), allowed)
+        if len(below) > len(path):
+            near = f"; did you mean {'.'.join(map(str, below))!r}?"
+        return path, f"unknown key {key!r}{near} (allowed: {', '.join(allowed)})"
+    if kind == "missing":
+        return path, f"{key} is missing"
+    if kind == "union_tag_not_found":
+        return path, f"{key}.name is missing (allowed: {', '.join(_tags(root, path))})"
+    if kind == "union_tag_invalid":
+        tag, tags = str(context["tag"]), _tags(root, path)
+        return (*path, "name"), f"{key}.name is {tag!r}{did_you_mean(tag, tags)} (allowed: {', '.join(tags)})"
+    if kind == "value_error":
+        return path, f"{key}: {context['error']}" if key else str(context["error"])
+    if kind == "literal_error":
+        near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
+        return path, f"{key} is {given!r}{near} (allowed: {context['expected']})"
+    return path, f"{key} is {given!r}; it {error['msg'].removeprefix('Input ')}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that an annotation may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+@cache
+def tags_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the values of ``name`` that select a model from a union."""
+    return get_args(model.model_fields["name"].annotation) if "name" in model.model_fields else ()
+
+
+def _below(model: type[BaseModel], key: str) -> tuple[str, ...]:
+    """Return the path to a field of that name in a part of ``model``, or nothing."""
+    for field, info in model.model_fields.items():
+        if any(key in part.model_fields for part in _models(info.annotation)):
+            return field, key
+    return ()
+
+
+def models_at(root: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
+    """Return the models that the value at ``path`` of a ``root`` may be, whatever stands there."""
+    models: list[type[BaseModel]] = [root]
+    for part in path:
+        if isinstance(part, str):
+            models = [
+                found
+                for model in models
+                if part in model.model_fields
+                for found in _models(model.model_fields[part].annotation)
+            ]
+    return models
+
+
+def _tags(root: type[BaseModel], path: KeyPath) -> list[str]:
+    return [name for model in models_at(root, path) for name in tags_of(model)]
+
+
+def _located(root: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel] | None]:
+    """Return the key path of pydantic's location, less its union tags, and the model that holds the key."""
+    path: list[str | int] = []
+    owner: type[BaseModel] | None = None
+    candidates: list[type[BaseModel]] = [root]
+    for part in loc:
+        tagged = [model for model in candidates if part in tags_of(model)]
+        if len(candidates) > 1 and tagged:
+            candidates = tagged
+            continue
+        path.append(part)
+        if isinstance(part, str):
+            owner = candidates[0] if candidates else None
+            field = owner.model_fields.get(part) if owner else None
+            candidates = _models(field.annotation) if field else []
+    return tuple(path), owner
