@@ -1,4 +1,4 @@
-"""Writers of small data sets: real JPEGs, tars, pickles and arrays."""
+"""Writers of small data sets: real JPEGs, tars, pickles and arrays; and how one is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from fastresnet.errors import UserError
+from fastresnet.loaders.dataset import open_dataset
 
 CLASSES = ("ant", "bee", "cat")
 PER_CLASS = {"train": 8, "test": 4}
@@ -79,3 +83,11 @@ def write_npz(out: Path, **changed: np.ndarray) -> Path:
         arrays[f"{split}_images"] = np.stack([picture(int(label), i) for i, label in enumerate(labels)])
     np.savez(out, **{**arrays, **changed})
     return out
+
+
+def refusal(data: Path | str | None, **options: int) -> str:
+    """Return the one line with which ``data`` is refused."""
+    with pytest.raises(UserError) as caught:
+        open_dataset(None if data is None else str(data), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

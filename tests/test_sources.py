@@ -1,40 +1,21 @@
-"""Every kind of --data: the same images whatever they came in, and one helpful line for whatever is wrong."""
+"""Image folders, arrays and the built-in set as --data, and one helpful line for whatever is wrong."""
 
 from __future__ import annotations
 
-import gzip
-import http.server
-import io
-import lzma
 import os
-import pickle
 import shutil
 import tarfile
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from made_data import CLASSES, OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
+from made_data import CLASSES, refusal, write_images, write_npz, write_tar
 from PIL import Image
 
-from fastresnet.errors import UserError
 from fastresnet.loaders.dataset import Dataset, open_dataset
-from fastresnet.loaders.sources import DataUnavailable, download, official
 
 SHAPES_DIGEST = "14808631965185ece37ababf6fd8a7b9081f46c9c2544b187d6c7fa67e94a928"
-
-
-def refusal(data: Path | str | None, **options: int) -> str:
-    """Return the one line with which ``data`` is refused."""
-    with pytest.raises(UserError) as caught:
-        open_dataset(None if data is None else str(data), **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def save(path: Path, image: Image.Image, **options: object) -> None:
@@ -254,21 +235,6 @@ def test_bad_values_are_refused(tmp_path: Path) -> None:
     assert "name is empty" in refusal("")
 
 
-def test_a_member_too_large_for_memory_is_refused(tmp_path: Path) -> None:
-    """A tar of a few kilobytes can hold a file of gigabytes of zeros."""
-    size = 1 << 29
-    member = tarfile.TarInfo("train/a/0.jpg")
-    member.size = size
-    with lzma.open(tmp_path / "bomb.tar.xz", "wb", preset=0) as file:
-        file.write(member.tobuf())
-        for _ in range(size >> 20):
-            file.write(bytes(1 << 20))
-        for name in ("train/b/0.jpg", "test/a/0.jpg"):
-            file.write(tarfile.TarInfo(name).tobuf())
-        file.write(bytes(1024))
-    assert "train/a/0.jpg has 536,870,912 bytes" in refusal(tmp_path / "bomb.tar.xz")
-
-
 def test_unreadable_files_are_refused() -> None:
     """Root reads everything, so as root the test becomes another user for the moment."""
     with tempfile.TemporaryDirectory() as name:
@@ -286,226 +252,6 @@ def test_unreadable_files_are_refused() -> None:
         finally:
             os.seteuid(user)
         (root / "test" / "cat").chmod(0o755)
-
-
-# What is wrong with a tar
-
-
-def add_file(archive: tarfile.TarFile, name: str) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = 3
-    archive.addfile(member, io.BytesIO(b"abc"))
-
-
-def add_link(archive: tarfile.TarFile, kind: bytes) -> None:
-    member = tarfile.TarInfo("train/ant/link.jpg")
-    member.type, member.linkname = kind, "/etc/passwd"
-    archive.addfile(member)
-
-
-@pytest.mark.parametrize(
-    ("add", "says"),
-    [
-        (lambda archive: add_file(archive, "/etc/x.jpg"), "would leave its folder: '/etc/x.jpg'"),
-        (
-            lambda archive: add_file(archive, "train/../../x.jpg"),
-            "would leave its folder: 'train/../../x.jpg'",
-        ),
-        (lambda archive: add_file(archive, ".."), "would leave its folder: '..'"),
-        (lambda archive: add_link(archive, tarfile.SYMTYPE), "no plain file: 'train/ant/link.jpg'"),
-        (lambda archive: add_link(archive, tarfile.LNKTYPE), "no plain file: 'train/ant/link.jpg'"),
-        (lambda archive: add_link(archive, tarfile.FIFOTYPE), "no plain file: 'train/ant/link.jpg'"),
-        (lambda archive: add_file(archive, "train/ant/00000.jpg"), "holds 'train/ant/00000.jpg' twice"),
-        (lambda archive: add_file(archive, "./train//ant/00000.jpg"), "holds 'train/ant/00000.jpg' twice"),
-    ],
-)
-def test_hostile_members_are_refused(
-    image_folder: Path, tmp_path: Path, add: Callable[[tarfile.TarFile], None], says: str
-) -> None:
-    with tarfile.open(tmp_path / "set.tar", "w") as archive:
-        for path in sorted(image_folder.rglob("*.jpg")):
-            archive.add(path, str(path.relative_to(image_folder)))
-        add(archive)
-    assert says in refusal(tmp_path / "set.tar")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.tar.xz", b"<html>not found</html>", "named as xz but holds"),
-        ("a.tar.gz", b"<html>not found</html>", "named as gzip but holds"),
-        ("a.tar", b"<html>not found</html>", "truncated or damaged"),
-        ("a.tar.xz", gzip.compress(b"x" * 2000), "named as xz but holds gzip data"),
-        ("a.tar", lzma.compress(b"x" * 2000), "named as tar but holds xz data"),
-        ("a.tar.xz", lzma.compress(b"x" * 2000), "truncated or damaged"),
-        ("a.tar", b"", "is empty"),
-        ("a.tar", bytes(10240), "holds no .jpg"),
-        ("a.npz", b"not a zip", "no .npz"),
-        ("a.npz", b"", "no .npz"),
-    ],
-)
-def test_files_that_are_not_what_they_claim(tmp_path: Path, name: str, content: bytes, says: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert says in refusal(tmp_path / name)
-
-
-@pytest.fixture(scope="module", params=["set.tar", "set.tar.gz", "set.tar.xz"])
-def whole_tar(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, bytes, str]:
-    """Name and bytes of a small tar, and the digest of its images."""
-    root = tmp_path_factory.mktemp("whole")
-    write_images(root / "set", ("a", "b"), {"train": 2, "test": 1}, size=8)
-    path = write_tar(root / "set", root / request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRESNET_CACHE", str(root / "cache"))
-        return request.param, path.read_bytes(), open_dataset(str(path)).digest
-
-
-def open_or_refuse(name: str, content: bytes) -> Dataset | None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRESNET_CACHE", str(Path(folder, "cache")))
-        path = Path(folder, name)
-        path.write_bytes(content)
-        try:
-            return open_dataset(str(path))
-        except UserError as error:
-            assert "\n" not in str(error)
-            return None
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(where=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_tar_is_refused(whole_tar: tuple[str, bytes, str], where: float) -> None:
-    name, content, digest = whole_tar
-    kept = content[: int(where * len(content))]
-    dataset = open_or_refuse(name, kept)
-    if dataset is not None:  # a plain tar may lose some of its padding unharmed
-        assert name == "set.tar" and not any(content[len(kept) :]) and dataset.digest == digest
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_an_altered_compressed_tar_is_never_read_as_other_images(
-    whole_tar: tuple[str, bytes, str], where: float, flip: int
-) -> None:
-    name, content, digest = whole_tar
-    altered = bytearray(content)
-    altered[int(where * len(content))] ^= flip
-    dataset = open_or_refuse(name, bytes(altered))
-    if dataset is not None and name != "set.tar":  # a plain tar has no checksum over its files
-        assert dataset.digest == digest
-
-
-# CIFAR-10's pickles
-
-
-def planes(folder: Path, name: str) -> tuple[np.ndarray, list[int]]:
-    content = pickle.loads((folder / name).read_bytes())
-    return content[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), content[b"labels"]
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_official_pickles_keep_their_order(tmp_path: Path, protocol: int) -> None:
-    folder = write_official(tmp_path / "pickles", protocol=protocol)
-    dataset = open_dataset(str(folder))
-    assert dataset.class_names == OFFICIAL_CLASSES and dataset.image_size == 32
-    batches = [planes(folder, f"data_batch_{number}") for number in range(1, 6)]
-    assert (dataset.train.images == np.concatenate([images for images, _ in batches])).all()
-    assert dataset.train.labels.tolist() == [label for _, labels in batches for label in labels]
-    assert (dataset.test.images == planes(folder, "test_batch")[0]).all()
-
-
-def test_official_pickles_in_a_folder_a_parent_or_a_tar_agree(official_folder: Path, tmp_path: Path) -> None:
-    parent = tmp_path / "parent"
-    parent.mkdir()
-    official_folder = official_folder.rename(parent / official_folder.name)
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(official_folder, "cifar-10-batches-py")
-    digests = {open_dataset(str(path)).digest for path in (official_folder, parent, archive)}
-    assert len(digests) == 1
-    assert open_dataset(str(archive), image_size=16).train.images.shape == (100, 16, 16, 3)
-
-
-def test_only_the_published_files_are_called_cifar_10(
-    official_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = open_dataset(str(official_folder))
-    assert other.name == "cifar-10-batches-py" and "not CIFAR-10's official file" in other.notices[0]
-    import hashlib
-
-    published = {
-        name: hashlib.md5((official_folder / name).read_bytes()).hexdigest() for name in official.FILES
-    }
-    monkeypatch.setattr(official, "PUBLISHED_MD5", published)
-    os.utime(official_folder / "test_batch", (1, 1))  # looked at again, as any touched folder is
-    assert open_dataset(str(official_folder)).name == "CIFAR-10"
-
-
-class RunsCode:
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch /tmp/fastresnet-pickle-ran",)
-
-
-def rewrite(path: Path, **changes: object) -> None:
-    content = pickle.loads(path.read_bytes())
-    for key, value in changes.items():
-        content[key.encode()] = value
-    path.write_bytes(pickle.dumps(content, 2))
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "says"),
-    [
-        ("data_batch_2", {"labels": RunsCode()}, "asks for code (posix.system)"),
-        ("batches.meta", {"label_names": RunsCode()}, "asks for code (posix.system)"),
-        ("data_batch_2", {"data": np.array([RunsCode()])}, "no pickle of arrays"),
-        ("data_batch_2", {"labels": [0]}, "no label in [0, 10) for each image"),
-        ("data_batch_2", {"labels": [10] * 20}, "no label in [0, 10) for each image"),
-        ("data_batch_2", {"labels": [2**70] * 20}, "no label in [0, 10) for each image"),
-        ("data_batch_2", {"labels": [None] * 20}, "no label in [0, 10) for each image"),
-        ("data_batch_2", {"data": np.zeros((20, 3072))}, "no pickle of arrays"),
-        ("data_batch_2", {"data": np.zeros((20, 3071), np.uint8)}, "no uint8 array data of [n, 3072]"),
-        ("data_batch_2", {"data": None}, "no uint8 array data of [n, 3072]"),
-        ("batches.meta", {"label_names": [1, 2]}, "no list label_names"),
-    ],
-)
-def test_bad_pickles_are_refused(
-    official_folder: Path, name: str, changes: dict[str, object], says: str
-) -> None:
-    rewrite(official_folder / name, **changes)
-    message = refusal(official_folder)
-    assert name in message and says in message
-    assert not Path("/tmp/fastresnet-pickle-ran").exists()
-
-
-def test_missing_and_torn_pickles_are_refused(official_folder: Path) -> None:
-    path = official_folder / "data_batch_4"
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "data_batch_4 is truncated" in refusal(official_folder)
-    path.unlink()
-    assert "lacks data_batch_4" in refusal(official_folder)
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_no_broken_pickle_gets_past_the_reader(data: st.DataObject) -> None:
-    """Whatever byte is altered, it is refused in one line or still gives plain containers and arrays."""
-    content = {
-        b"labels": [1, 2],
-        b"data": np.arange(6, dtype=np.uint8).reshape(2, 3),
-        b"x": (b"y", {b"z": None}),
-    }
-    raw = bytearray(pickle.dumps(content, data.draw(st.sampled_from([2, 4, 5]))))
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        loaded = official._load(bytes(raw), "file")
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    assert not isinstance(loaded, np.ndarray | np.dtype) and not callable(loaded)
 
 
 # Arrays
@@ -582,78 +328,6 @@ def test_a_folder_called_shapes_is_not_the_built_in_set(
     monkeypatch.chdir(image_folder.parent)
     assert open_dataset("shapes").is_builtin
     assert not open_dataset("./shapes").is_builtin
-
-
-# Download
-
-
-@pytest.fixture
-def served(
-    official_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, object]]:
-    """Serve an archive of made pickles on this machine in place of the published one."""
-    import hashlib
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(official_folder, "cifar-10-batches-py")
-    state: dict[str, object] = {"body": buffer.getvalue(), "status": 200, "requests": 0}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state["requests"] = int(str(state["requests"])) + 1
-            body = bytes(state["body"])  # type: ignore[call-overload]
-            self.send_response(int(str(state["status"])))
-            self.send_header("Content-Length", str(len(buffer.getvalue())))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "URL", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
-    monkeypatch.setattr(download, "MD5", hashlib.md5(buffer.getvalue()).hexdigest())
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-def test_cifar_10_is_downloaded_once(served: dict[str, object], official_folder: Path, cache: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    dataset = open_dataset(None, progress=lambda *step: seen.append(step))
-    assert dataset.digest == open_dataset(str(official_folder)).digest
-    assert any(stage == "downloading CIFAR-10" and done == total > 0 for stage, done, total in seen)
-    assert open_dataset(None).digest == dataset.digest and served["requests"] == 1
-    (cache / "downloads" / "cifar-10-python.tar.gz").write_bytes(b"altered")
-    assert open_dataset(None).digest == dataset.digest and served["requests"] == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"status": 404}, "404"),
-        ({"body": b"short"}, "could not be downloaded"),
-        ({"body": b"x" * 100_000}, "could not be downloaded"),
-    ],
-)
-def test_a_download_that_fails_is_explained(
-    served: dict[str, object], cache: Path, change: dict[str, object], says: str
-) -> None:
-    served.update(change)
-    with pytest.raises(DataUnavailable, match=says) as caught:
-        open_dataset(None)
-    assert "--data" in str(caught.value) and "\n" not in str(caught.value)
-    assert [path.name for path in (cache / "downloads").iterdir()] == ["cifar-10-python.tar.gz.lock"]
-
-
-def test_without_a_network_cifar_10_is_unavailable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    with pytest.raises(DataUnavailable, match="Connection refused"):
-        open_dataset(None)
 
 
 # Real images
