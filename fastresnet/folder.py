@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,10 @@ FORMAT = 1
 CONFIG, EVENTS, RESULT = "config.json", "events.jsonl", "result.json"
 
 
+class RunInUse(UserError):
+    """Another process holds the run folder."""
+
+
 def new_run_name(arch: str, recipe: str) -> str:
     """Return ``<date>-<arch>-<recipe>-<id>``; names sort by time of creation."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{arch}-{recipe}-{secrets.token_hex(3)}"
@@ -39,7 +44,7 @@ def find_run(reference: str, runs_dir: Path) -> Path:
     direct = Path(reference)
     if (direct / CONFIG).is_file():
         return direct
-    names = sorted(folder.name for folder in runs_dir.glob("*") if (folder / CONFIG).is_file())
+    names = sorted(folder.name for folder in runs_dir.glob("[!.]*") if (folder / CONFIG).is_file())
     if reference == "last" and names:
         return runs_dir / names[-1]
     found = [name for name in names if reference and (name == reference or name.endswith(f"-{reference}"))]
@@ -88,6 +93,10 @@ class RunFolder:
         """Make the folder with its config and first checkpoint, all or nothing, and lock it.
 
         ``write_first_state(folder)`` writes what else belongs to a new run before it becomes visible.
+
+        Raises:
+            RunInUse: there is a folder of that name already.
+            UserError: it cannot be written.
         """
         staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -100,6 +109,8 @@ class RunFolder:
             os.rename(staging, path)
             sync_folder(path.parent)
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise RunInUse(f"{path} has been made by another process meanwhile; resume it") from error
             raise explain_os_error(error, f"cannot make the run folder {path}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -110,7 +121,8 @@ class RunFolder:
         """Hold the folder until :meth:`close` or the end of the process.
 
         Raises:
-            UserError: another process holds it, or it cannot be written.
+            RunInUse: another process holds it.
+            UserError: it cannot be written.
         """
         try:
             self._lock = open(self.path / "lock", "a+")  # noqa: SIM115 - held open on purpose
@@ -123,7 +135,7 @@ class RunFolder:
             holder = self._lock.read().strip() or "unknown"
             self._lock.close()
             self._lock = None
-            raise UserError(
+            raise RunInUse(
                 f"{self.path} is in use by another process (pid {holder}); wait for it to end, or stop it"
             ) from None
         self._lock.truncate(0)

@@ -22,11 +22,16 @@ from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import Clocks, RunConfig, RunResult, machine_difference
 
 
+class MachineDiffers(UserError):
+    """A run was started on another machine or version, and resuming it here would not give the same bits."""
+
+
 def train(
     recipe: Recipe | str = "fast",
     config: RunConfig | None = None,
     *,
     runs_dir: Path | str = "runs",
+    run_name: str | None = None,
     init_from: str | None = None,
     listener: Listener | None = None,
     **overrides: Any,
@@ -37,6 +42,7 @@ def train(
         recipe: a recipe, or the name or path of one.
         config: the machine and data; None takes CIFAR-10 and chooses the rest.
         runs_dir: where the run folder is made.
+        run_name: the run folder's name, of which there must be none yet; None makes a new one.
         init_from: start from another run's weights: a path, name, id or ``last``, with ``:best`` for its best.
         listener: told how it goes on.
         overrides: top-level recipe keys, as in ``arch="resnet8", epochs=4``.
@@ -49,7 +55,8 @@ def train(
     given = given.with_overrides(overrides)
     run = _Run(given, config or RunConfig(), listener or Listener())
     with _memory_errors(given):
-        return run.start(Path(runs_dir), init_from)
+        name = run_name or new_run_name(given.arch, given.name)
+        return run.start(Path(runs_dir) / name, init_from)
 
 
 def resume(
@@ -74,7 +81,9 @@ def resume(
         listener: told how it goes on.
 
     Raises:
-        UserError: no such run, a damaged one, one in use, other data or another machine.
+        RunInUse: another process trains it.
+        MachineDiffers: it was started on another machine or version.
+        UserError: no such run, a damaged one, or other data.
         Interrupted: a signal asked the run to stop; it has saved.
     """
     listener = listener or Listener()
@@ -113,12 +122,11 @@ class _Run:
         yield
         setattr(self.clocks, name, getattr(self.clocks, name) + time.perf_counter() - start)
 
-    def start(self, runs_dir: Path, init_from: str | None) -> RunResult:
-        """Train from the beginning."""
+    def start(self, path: Path, init_from: str | None) -> RunResult:
+        """Train from the beginning, in the folder ``path``."""
         # Read before anything slow, so that a wrong name is said at once.
-        weights = load_weights(init_from, runs_dir) if init_from else None
+        weights = load_weights(init_from, path.parent) if init_from else None
         self._open_data()
-        path = runs_dir / new_run_name(self.recipe.arch, self.recipe.name)
         try:
             self._build()
             state = self.step.state
@@ -149,7 +157,7 @@ class _Run:
         """Train from the last checkpoint of ``folder``, which is locked."""
         difference = machine_difference(content["environment"], self.machine.environment)
         if difference and not allow_different_machine:
-            raise UserError(
+            raise MachineDiffers(
                 f"this run was started on another machine or version: {difference}; it would not give the same "
                 "bits. Give --allow-different-machine to go on all the same"
             )
