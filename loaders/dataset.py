@@ -16,6 +16,7 @@ from fastresnet.loaders.cache import cache_folder, disk_errors, locked, publishi
 from fastresnet.loaders.pack import FORMAT, PackDamagedError, read_pack, write_pack
 from fastresnet.loaders.protocol import Split
 from fastresnet.loaders.sources import Progress, Source, resolve
+from fastresnet.loaders.sources.betons import BetonPair
 from fastresnet.loaders.sources.source import silent
 
 
@@ -75,6 +76,14 @@ def open_dataset(
     source = resolve(data, image_size, progress)
     fingerprint = source.fingerprint(progress)
     folder = _pack_folder(source.stem, fingerprint, image_size)
+    dataset = _open_pack(source, fingerprint, folder, progress)
+    if not isinstance(source, BetonPair):
+        return dataset
+    train, test = source.attach(dataset.train, "train"), source.attach(dataset.test, "test")
+    return dataclasses.replace(dataset, train=train, test=test)
+
+
+def _open_pack(source: Source, fingerprint: str, folder: Path, progress: Progress) -> Dataset:
     if folder.is_dir():
         try:
             return _load(folder)

@@ -201,23 +201,37 @@ def _dataset_digest(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+class ChannelHistogram:
+    """How often each channel has each of its 256 values: what exact means and deviations come from."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((3, 256), np.int64)
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Count uint8 [k, H, W, 3]."""
+        for channel in range(3):
+            self._counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+
+    def mean_std(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return the mean and standard deviation per channel, of pixels / 255, rounded once to float64."""
+        values = range(256)
+        means, stds = [], []
+        for counts in self._counts.tolist():
+            n = sum(counts)
+            first = sum(count * value for count, value in zip(counts, values, strict=True))
+            second = sum(count * value * value for count, value in zip(counts, values, strict=True))
+            means.append(first / (255 * n))
+            stds.append(((n * second - first * first) / (255 * n) ** 2) ** 0.5)
+        return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+
+
 def _mean_std(
     images: NDArray[np.uint8],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the exact mean and standard deviation per channel, of pixels / 255, rounded once to float64."""
-    histogram = np.zeros((3, 256), np.int64)
+    histogram = ChannelHistogram()
     for rows in _row_blocks(images):
-        for channel in range(3):
-            histogram[channel] += np.bincount(rows[..., channel].ravel(), minlength=256)
-    values = range(256)
-    means, stds = [], []
-    for counts in histogram.tolist():
-        n = sum(counts)
-        first = sum(count * value for count, value in zip(counts, values, strict=True))
-        second = sum(count * value * value for count, value in zip(counts, values, strict=True))
-        means.append(first / (255 * n))
-        stds.append(((n * second - first * first) / (255 * n) ** 2) ** 0.5)
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+        histogram.add(rows)
+    return histogram.mean_std()
 
 
 def _row_blocks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

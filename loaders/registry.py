@@ -66,6 +66,10 @@ def open_loader(
         )
     if not len(split.members):
         raise UserError("the split holds no samples; choose a smaller hold-out or a larger data set")
+    if split.encoded is not None and backend in _OWN and backend != "dali":
+        raise UserError(
+            f"the {backend} loader reads packed images and these are not packed; use the dali loader"
+        )
     if backend not in _registered:
         importlib.import_module(f"fastresnet.loaders.{backend}_backend")
     return _registered[backend](split, spec, torch.device(device), workers=workers)

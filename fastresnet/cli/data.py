@@ -21,7 +21,8 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="A folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.jpg, a folder or tar of "
-        "CIFAR-10's official pickles, an .npz, or 'shapes'. Left out: CIFAR-10, downloaded once.",
+        "CIFAR-10's official pickles, an .npz, a folder of train.beton and test.beton, or 'shapes'. "
+        "Left out: CIFAR-10, downloaded once.",
     ),
 ]
 ImageSize = Annotated[
@@ -80,8 +81,23 @@ def info(
 
 
 @app.command()
-def pack(data: Data = None, image_size: ImageSize = None) -> None:
+def pack(
+    data: Data = None,
+    image_size: ImageSize = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="beton", help="Also write FFCV files: train.beton and test.beton.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for them (default: the data set's name + -beton, here).")
+    ] = None,
+) -> None:
     """Decode a data set into the cache, so that training starts at once. Once done, only checks it."""
+    from fastresnet.errors import UserError
+
+    if to not in (None, "beton"):
+        raise UserError(f"--to is {to!r}; the only other format is beton")
+    if out is not None and to is None:
+        raise UserError("--out is for --to beton; the pack itself lies in the cache")
     start = time.perf_counter()
     dataset = _open(data, image_size)
     num_images = len(dataset.train.labels) + len(dataset.test.labels)
@@ -90,6 +106,12 @@ def pack(data: Data = None, image_size: ImageSize = None) -> None:
     )
     for notice in dataset.notices:
         typer.echo(f"notice: {notice}")
+    if to is not None:
+        from fastresnet.loaders.sources.betons import write_betons
+
+        folder = out or Path(f"{dataset.name}-beton")
+        write_betons(dataset, folder)
+        typer.echo(f"wrote {folder}: train.beton, test.beton, classes.json; --data {folder} reads them")
 
 
 @app.command()

@@ -11,7 +11,7 @@ __all__ = ["KINDS", "DataUnavailable", "Progress", "Source", "resolve"]
 
 KINDS = (
     "a folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.{jpg,jpeg,png}, a folder or tar of "
-    "CIFAR-10's official pickles, an .npz, or 'shapes'"
+    "CIFAR-10's official pickles, an .npz, a folder of train.beton and test.beton, or 'shapes'"
 )
 
 
@@ -22,6 +22,7 @@ def resolve(data: str | None, image_size: int | None, progress: Progress) -> Sou
     """
     # Imported here: Pillow and urllib are not needed to name a source.
     from fastresnet.loaders.sources.arrays import ArrayFile
+    from fastresnet.loaders.sources.betons import SUFFIX, BetonPair, beton_path
     from fastresnet.loaders.sources.download import official_archive
     from fastresnet.loaders.sources.paths import Folder, Tar
     from fastresnet.loaders.sources.shapes import Shapes
@@ -37,13 +38,16 @@ def resolve(data: str | None, image_size: int | None, progress: Progress) -> Sou
     name = path.name.lower()
     try:
         if path.is_dir():
-            return Folder(path, image_size)
+            has_beton = beton_path(path, "train").is_file()
+            return BetonPair(path, image_size) if has_beton else Folder(path, image_size)
         if not path.exists():
             raise UserError(f"no such data: {data}; give {KINDS}")
     except OSError as error:
         raise UserError(f"cannot read {data}: {error.strerror}") from error
     if name.endswith(tuple(TAR_SUFFIXES)):
         return Tar(path, image_size)
+    if name.endswith(SUFFIX):
+        return BetonPair(path, image_size)
     if name.endswith(".npz"):
         return ArrayFile(path, image_size)
     raise UserError(f"cannot tell from its name what {data} holds; give {KINDS}")

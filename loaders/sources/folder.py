@@ -17,6 +17,7 @@ from fastresnet.loaders.sources.source import (
     SPLITS,
     Block,
     Contents,
+    ImageFiles,
     Progress,
     SplitName,
     check_labels,
@@ -143,6 +144,7 @@ def image_contents(
         labels=labels,
         blocks=lambda progress: _blocks(tree, layout, size, progress),
         notices=(*layout.notices, *notice),
+        files=ImageFiles(tree, layout.entries, all_of_size=not notice),
     )
 
 

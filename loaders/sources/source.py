@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastresnet.errors import UserError
+
+if TYPE_CHECKING:
+    from fastresnet.loaders.sources.tree import Entry, Tree
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
@@ -47,6 +50,20 @@ class Block(NamedTuple):
     images: NDArray[np.uint8]
 
 
+class ImageFiles(NamedTuple):
+    """Where the images of a source lie, one a file.
+
+    Fields:
+        tree: the folder or tar.
+        entries: each split's files, by sample index.
+        all_of_size: every image is a square of the contents' image size as it lies.
+    """
+
+    tree: Tree
+    entries: dict[SplitName, list[Entry]]
+    all_of_size: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """A source looked through but not yet decoded.
@@ -57,6 +74,7 @@ class Contents:
         image_size: S, the side of every image in ``blocks``, in pixels.
         labels: int64 [N] per split, by sample index.
         notices: what the user should know about how it was read.
+        files: the image files themselves, where a file is an image; for loaders that decode.
         blocks: decodes; yields every sample once. Raises UserError naming a file that is no image.
     """
 
@@ -66,6 +84,7 @@ class Contents:
     labels: dict[SplitName, NDArray[np.int64]]
     blocks: Callable[[Progress], Iterator[Block]]
     notices: tuple[str, ...] = ()
+    files: ImageFiles | None = None
 
 
 class Source(Protocol):

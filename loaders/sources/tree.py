@@ -161,6 +161,11 @@ class TarTree:
     def where(self) -> str:
         return str(self.path)
 
+    @property
+    def is_plain(self) -> bool:
+        """It is not compressed: an entry's bytes lie at its ``place`` in the file."""
+        return self._packing == "tar"
+
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         """Yield the uncompressed bytes; any way in which they can be broken raises one UserError."""
