@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastresnet.inference import Network, load
     from fastresnet.run import RunConfig, RunResult
     from fastresnet.training import resume, train
 
-__all__ = ["RunConfig", "RunResult", "__version__", "resume", "train"]
+__all__ = ["Network", "RunConfig", "RunResult", "__version__", "load", "resume", "train"]
 
 _HOMES = {
     "train": "fastresnet.training",
     "resume": "fastresnet.training",
+    "load": "fastresnet.inference",
+    "Network": "fastresnet.inference",
     "RunConfig": "fastresnet.run",
     "RunResult": "fastresnet.run",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,32 @@ from torch import nn
 from fastresnet import augment_draws as draws
 from fastresnet import augment_ops as ops
 from fastresnet import recipe_augment as parts
+
+if TYPE_CHECKING:
+    from fastresnet.recipe import Recipe
+
+
+class Normalise(nn.Module):
+    """Float32 images [B, 3, H, W] in [0, 1] less the mean, over the standard deviation, per channel."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (
+            ("scale", 1 / np.asarray(std, np.float64)),
+            ("shift", -np.asarray(mean, np.float64) / np.asarray(std, np.float64)),
+        ):
+            channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, images, self.scale)
+
+    def inverse(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the images in [0, 1] that ``images`` were made from."""
+        return (images - self.shift) / self.scale
 
 
 class Augment(nn.Module):
@@ -23,8 +50,6 @@ class Augment(nn.Module):
         image_size: side in pixels.
     """
 
-    scale: torch.Tensor
-    shift: torch.Tensor
     table: torch.Tensor
 
     def __init__(
@@ -35,12 +60,7 @@ class Augment(nn.Module):
         self.ops = part.ops if "normalise" in names else (*part.ops, parts.NormaliseHere(name="normalise"))
         self.augments = bool(part.ops) and names != ["normalise"]
         self.image_size = image_size
-        for name, values in (
-            ("scale", 1 / np.asarray(std, np.float64)),
-            ("shift", -np.asarray(mean, np.float64) / np.asarray(std, np.float64)),
-        ):
-            channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(name, channels, persistent=False)
+        self.normalise = Normalise(mean, std)
         self.register_buffer("table", torch.zeros(0, 0), persistent=False)
 
     def begin_epoch(
@@ -76,16 +96,29 @@ class Augment(nn.Module):
         """
         x = images.contiguous(memory_format=torch.channels_last).float() / 255
         if not (train and self.augments):
-            return torch.addcmul(self.shift, x, self.scale).to(dtype)
+            return self.normalise(x).to(dtype)
         drawn = self.table[indices]
         column = 0
         for op in self.ops:
             if isinstance(op, parts.NormaliseHere):
-                x = torch.addcmul(self.shift, x, self.scale)
+                x = self.normalise(x)
             else:
                 x = _apply(op, x, drawn[:, column : column + _width(op)])
                 column += _width(op)
         return x.to(dtype)
+
+
+def normalisation(
+    recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the recipe's own mean and standard deviation, or the data set's where it has none."""
+    own = recipe.normalise
+    return (own.mean, own.std) if own else (mean, std)
+
+
+def build_augment(recipe: Recipe, mean: Sequence[float], std: Sequence[float], image_size: int) -> Augment:
+    """Return the recipe's augmentation; ``mean`` and ``std`` are the data set's, unless the recipe has its own."""
+    return Augment(recipe.augment, *normalisation(recipe, mean, std), image_size)
 
 
 def _width(op: parts.AugmentOp) -> int:

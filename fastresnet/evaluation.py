@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
+from torch.nn import functional
 
-from fastresnet.assembly import build_augment, splits_of
+from fastresnet.assembly import splits_of
+from fastresnet.augment import build_augment
 from fastresnet.engine import machine
 from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, find_run
-from fastresnet.inference import load_weights
-from fastresnet.loaders.dataset import open_dataset
-from fastresnet.loaders.protocol import LoaderSpec
+from fastresnet.inference import load_weights, split_reference
+from fastresnet.loaders.dataset import Dataset, open_dataset
+from fastresnet.loaders.protocol import LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
 from fastresnet.loaders.sources import Progress
 from fastresnet.recipe import Recipe
@@ -44,6 +50,29 @@ class Evaluation(BaseModel):
     accuracy_tta: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What a run's weights say of every sample of a split; the arrays are in the split's order.
+
+    Attributes:
+        evaluation: of all of them.
+        dataset, split: where the images are.
+        indices, labels: int64 [n].
+        predictions: int64 [n], the likeliest class.
+        losses: float32 [n], cross-entropy.
+        probabilities: float32 [n, num_classes].
+    """
+
+    evaluation: Evaluation
+    dataset: Dataset
+    split: Split
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    losses: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
 def evaluate_run(
     reference: str,
     *,
@@ -59,8 +88,53 @@ def evaluate_run(
     Raises:
         UserError: no such run, data set or split; weights, classes or image size that do not fit.
     """
+    return _evaluate(reference, Path(runs_dir), data, split, tta, device, progress, None)[0]
+
+
+def evaluate_samples(
+    reference: str,
+    *,
+    runs_dir: Path | str = "runs",
+    data: str | None = None,
+    split: str = "test",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Outcomes:
+    """Evaluate as :func:`evaluate_run` does, and return what the network says of each sample."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def keep(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> None:
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        seen.append((indices.clone(), labels.clone(), logits.argmax(1), losses, logits.softmax(1)))
+
     runs_dir = Path(runs_dir)
-    content = RunFolder(find_run(reference.partition(":")[0], runs_dir)).read_config()
+    evaluation, dataset, samples = _evaluate(reference, runs_dir, data, split, False, device, progress, keep)
+    indices, labels, predictions, losses, probabilities = (
+        torch.cat(part).cpu().numpy() for part in zip(*seen, strict=True)
+    )
+    return Outcomes(
+        evaluation=evaluation,
+        dataset=dataset,
+        split=samples,
+        indices=indices,
+        labels=labels,
+        predictions=predictions,
+        losses=losses,
+        probabilities=probabilities,
+    )
+
+
+def _evaluate(
+    reference: str,
+    runs_dir: Path,
+    data: str | None,
+    split: str,
+    tta: bool,
+    device: str,
+    progress: Progress | None,
+    on_logits: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None,
+) -> tuple[Evaluation, Dataset, Split]:
+    content = RunFolder(find_run(split_reference(reference)[0], runs_dir)).read_config()
     recipe, config = Recipe.from_json_dict(content["recipe"]), RunConfig.parse(**content["config"])
     weights = load_weights(reference, runs_dir)
     chosen = machine.resolve_device(device)
@@ -88,10 +162,10 @@ def evaluate_run(
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     loader = open_loader(default_backend(splits[split], chosen), splits[split], spec, chosen)
     try:
-        found = evaluate(model, loader, augment, amp_dtype, tta=tta)
+        found = evaluate(model, loader, augment, amp_dtype, tta=tta, on_logits=on_logits)
     finally:
         loader.close()
-    return Evaluation(
+    evaluation = Evaluation(
         run=weights.run,
         weights=weights.which,
         dataset=dataset.name,
@@ -102,3 +176,4 @@ def evaluate_run(
         loss=found.loss,
         accuracy_tta=found.accuracy_tta,
     )
+    return evaluation, dataset, splits[split]

@@ -48,10 +48,12 @@ ROOMS = {
     "protocol": Room(("loaders.protocol",), ()),
     "loaders": Room(("loaders", "torchvision_import"), ("draws", "protocol")),
     "engine": Room(("engine",), ENGINE_MAY),
-    "inference": Room(("inference",), (*ENGINE_MAY, "engine")),
+    # loaders: an image to predict goes through the decoder that packs data sets
+    "inference": Room(("inference", "export"), (*ENGINE_MAY, "engine", "loaders")),
     "train": Room(("training", "assembly", "evaluation"), TRAIN_MAY),
     "sweep": Room(("sweep*",), ("arch", "recipe", "run", "engine", "loaders", "train")),
-    "report": Room(("report",), ("run", "arch", "parts", "inference", "loaders", "protocol")),
+    # train: a confusion matrix is an evaluation, an augmentation grid what the training loader yields
+    "report": Room(("report",), (*TRAIN_MAY, "train")),
     "bench": Room(("bench",), EVERYTHING_BUT_CLI),
     "cli": Room(("cli", "__main__"), (*EVERYTHING_BUT_CLI, "bench")),
 }

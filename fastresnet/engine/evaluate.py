@@ -40,11 +40,14 @@ def evaluate(
     *,
     tta: bool = False,
     between_batches: Callable[[], None] = lambda: None,
+    on_logits: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> EvalResult:
     """Evaluate ``model`` on all of ``loader``'s samples; the model is left in training mode if it was.
 
     Args:
         between_batches: called after each batch; what it raises ends the evaluation.
+        on_logits: given each batch's float32 logits [B, num_classes], labels and indices, which a loader may
+            overwrite afterwards.
     """
     training = model.training
     model.eval()
@@ -69,6 +72,8 @@ def evaluate(
             )
             sums = batch if sums is None else sums + batch
             num_samples += len(labels)
+            if on_logits is not None:
+                on_logits(logits, labels, indices)
             between_batches()
     finally:
         model.train(training)

@@ -1,0 +1,78 @@
+"""``fastresnet predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastresnet.errors import UserError
+
+DEFAULT_TOP_K = 3
+
+
+def predict(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:best]", help="A run's path, id, or 'last'; ':best' for its best weights."
+        ),
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="JPEG or PNG files of any size, or folders.")
+    ],
+    top_k: Annotated[
+        int | None, typer.Option(help=f"Classes to show an image [default: {DEFAULT_TOP_K}].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell the likeliest classes of images, with their probabilities."""
+    from fastresnet.inference import load, split_reference
+
+    paths = [path for given in images for path in _images_of(given)]
+    reference, weights = split_reference(run)
+    network = load(reference, runs_dir=runs_dir, weights=weights, device=device)
+    found = network.predict(paths, min(DEFAULT_TOP_K, len(network.class_names)) if top_k is None else top_k)
+    if as_json:
+        rows = [
+            {
+                "image": str(path),  # its broken UTF-8, if any, is escaped by JSON
+                "top": [
+                    {"label": label, "class_name": name, "probability": probability}
+                    for label, name, probability in zip(
+                        one.labels, one.class_names, one.probabilities, strict=True
+                    )
+                ],
+            }
+            for path, one in zip(paths, found, strict=True)
+        ]
+        about = {"run": network.run, "weights": network.weights, "dataset": network.dataset}
+        typer.echo(json.dumps({**about, "predictions": rows}, indent=2))
+        return
+    on = f"{network.dataset}{' (drawn images, not photographs)' if network.is_builtin else ''}"
+    typer.echo(f"run {network.run}, {network.weights} weights, trained on {on}")
+    from fastresnet.loaders.sources.source import shown
+
+    shown_paths = [shown(str(path)) for path in paths]
+    width = max(map(len, shown_paths))
+    for path, one in zip(shown_paths, found, strict=True):
+        ranked = zip(one.class_names, one.probabilities, strict=True)
+        typer.echo(f"{path:<{width}}  " + "  ".join(f"{shown(name)} {p:.4f}" for name, p in ranked))
+
+
+def _images_of(path: Path) -> list[Path]:
+    """Return ``path``, or the images of a folder and those below it, in bytewise order of their paths."""
+    from fastresnet.loaders.sources.decode import SUFFIXES
+
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"no such image: {path}")
+        return [path]
+    found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    if not found:
+        raise UserError(f"{path} holds no image; give a folder of {', '.join(SUFFIXES)} files")
+    return sorted(found, key=lambda file: str(file).encode("utf-8", "surrogateescape"))
