@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastresnet.augment import Augment
+from fastresnet.augment import build_augment
 from fastresnet.draws import Purpose, scalar_seed
 from fastresnet.engine import machine
 from fastresnet.engine.evaluate import EVAL_BATCH
@@ -16,6 +16,7 @@ from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
 from fastresnet.engine.step import TrainStep
 from fastresnet.errors import UserError
+from fastresnet.inference import Weights
 from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
@@ -156,15 +157,7 @@ class Loaders:
 def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> Loaders:
     """Open a run's loaders; ``auto`` takes the registry's default."""
     backend = config.loader if config.loader != "auto" else default_backend(data.splits["train"], device)
-    crop = recipe.augment.crop
-    shuffled = LoaderSpec(
-        batch_size=recipe.batch_size,
-        seed=config.seed,
-        drop_last=recipe.drop_last,
-        padding=crop.padding if crop else 0,
-        padding_mode=crop.mode if crop else "zero",
-        flip=recipe.augment.flip,
-    )
+    shuffled = train_loader_spec(recipe, config)
     in_order = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     with ExitStack() as stack:
 
@@ -178,19 +171,30 @@ def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.de
         return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
 
 
-def build_augment(recipe: Recipe, mean: Any, std: Any, image_size: int) -> Augment:
-    """Return the recipe's augmentation; ``mean`` and ``std`` are the data set's, unless the recipe has its own."""
-    normalise = recipe.normalise
-    return Augment(
-        recipe.augment,
-        normalise.mean if normalise else mean,
-        normalise.std if normalise else std,
-        image_size,
+def train_loader_spec(recipe: Recipe, config: RunConfig) -> LoaderSpec:
+    """Return what the training loader yields: shuffled, cropped and flipped as the recipe says."""
+    crop = recipe.augment.crop
+    return LoaderSpec(
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        drop_last=recipe.drop_last,
+        padding=crop.padding if crop else 0,
+        padding_mode=crop.mode if crop else "zero",
+        flip=recipe.augment.flip,
     )
 
 
-def build_step(recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int) -> TrainStep:
-    """Return the run's step, and in it the state before the first one."""
+def build_step(
+    recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int, *, weights: Weights | None = None
+) -> TrainStep:
+    """Return the run's step, and in it the state before the first one.
+
+    Args:
+        weights: another run's, to start from; None starts from drawn ones.
+
+    Raises:
+        UserError: weights of another network.
+    """
     config, device, dataset = chosen.config, chosen.device, data.dataset
     spec = recipe.arch_spec()
     with torch.random.fork_rng(devices=[]):
@@ -202,6 +206,9 @@ def build_step(recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int
             zero_gamma=recipe.init.zero_gamma,
             kernels=config.kernels,
         )
+    if weights is not None:
+        # Before averages and slow weights are taken of the model's.
+        model.load_state_dict(weights.for_model(model))
     # torch's stubs leave memory_format out
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(

@@ -28,6 +28,7 @@ def explain_os_error(error: OSError, doing: str) -> UserError:
     advice = {
         errno.ENOSPC: "; free some space and try again",
         errno.EDQUOT: "; the quota is used up: free some space and try again",
+        errno.EFBIG: "; the file would pass this account's limit on file sizes (ulimit -f)",
         errno.EROFS: "; choose a folder that can be written",
         errno.EACCES: "; choose a folder that you may write, or mend its permissions",
         errno.EPERM: "; choose a folder that you may write, or mend its permissions",

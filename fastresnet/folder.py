@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -9,7 +10,9 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +26,7 @@ from fastresnet.atomic import (
 from fastresnet.errors import UserError, did_you_mean
 
 FORMAT = 1
-CONFIG, EVENTS, RESULT = "config.json", "events.jsonl", "result.json"
+CONFIG, EVENTS, RESULT, LOCK = "config.json", "events.jsonl", "result.json", "lock"
 
 
 class RunInUse(UserError):
@@ -32,11 +35,12 @@ class RunInUse(UserError):
 
 def new_run_name(arch: str, recipe: str) -> str:
     """Return ``<date>-<arch>-<recipe>-<id>``; names sort by time of creation."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{arch}-{recipe}-{secrets.token_hex(3)}"
+    # A slug may be longer than a file's name may be.
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{arch[:80]}-{recipe[:80]}-{secrets.token_hex(3)}"
 
 
 def find_run(reference: str, runs_dir: Path) -> Path:
-    """Return the folder of a run given as a path, a name, an id (the name's last part) or ``last``.
+    """Return the folder of a run given as a path, a name, an id (the name's last part) or ``last``, the newest.
 
     Raises:
         UserError: there is no such run, or several share the id.
@@ -44,7 +48,9 @@ def find_run(reference: str, runs_dir: Path) -> Path:
     direct = Path(reference)
     if (direct / CONFIG).is_file():
         return direct
-    names = sorted(folder.name for folder in runs_dir.glob("[!.]*") if (folder / CONFIG).is_file())
+    runs = [folder for folder in runs_dir.glob("[!.]*") if (folder / CONFIG).is_file()]
+    runs.sort(key=lambda folder: ((folder / CONFIG).stat().st_mtime_ns, folder.name))
+    names = [folder.name for folder in runs]
     if reference == "last" and names:
         return runs_dir / names[-1]
     found = [name for name in names if reference and (name == reference or name.endswith(f"-{reference}"))]
@@ -67,15 +73,35 @@ def find_run(reference: str, runs_dir: Path) -> Path:
     )
 
 
+def check_writable(runs_dir: Path) -> None:
+    """Raise UserError unless a run folder can be made in ``runs_dir``, which need not exist yet."""
+    there = runs_dir.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(
+            f"cannot make a run folder in {runs_dir}: {there} is no folder; choose another --runs-dir"
+        )
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
+    except OSError as error:
+        raise explain_os_error(error, f"cannot make a run folder in {runs_dir}") from error
+
+
 class RunFolder:
     """One run's folder, open in this process.
 
     ``events.jsonl`` only grows between checkpoints. A checkpoint notes how much of it had been written and its
     hash, and a resumed run cuts it back to that, so rows are neither lost nor doubled.
+
+    Attributes:
+        path: where it lies.
+        run: the name it was made with, which its checkpoints bear too.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.run = path.name
         self._lock: IO[str] | None = None
         self._events_hash = hashlib.sha256()
         self._events_size = 0
@@ -101,9 +127,11 @@ class RunFolder:
         staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             staging.mkdir(parents=True)
+            _remove_abandoned(path.parent)
             folder = cls(staging)
+            folder.run = path.name
             folder.lock()
-            write_sealed_json(staging / CONFIG, {"format": FORMAT, **config})
+            folder.write_config({"run": path.name, **config})
             (staging / EVENTS).touch()
             write_first_state(folder)
             os.rename(staging, path)
@@ -125,12 +153,12 @@ class RunFolder:
             UserError: it cannot be written.
         """
         try:
-            self._lock = open(self.path / "lock", "a+")  # noqa: SIM115 - held open on purpose
+            self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115 - held open on purpose
         except OSError as error:
             raise explain_os_error(error, f"cannot use the run folder {self.path}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             self._lock.close()
@@ -138,9 +166,19 @@ class RunFolder:
             raise RunInUse(
                 f"{self.path} is in use by another process (pid {holder}); wait for it to end, or stop it"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        except OSError as error:
+            self.close()
+            raise explain_os_error(error, f"cannot lock the run folder {self.path}") from error
+        _locked.add(self)
+        try:
+            for torn in self.path.glob(".*.tmp"):
+                torn.unlink()  # its writer was killed, or would hold the lock
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
+        except OSError as error:
+            self.close()
+            raise explain_os_error(error, f"cannot use the run folder {self.path}") from error
 
     def close(self) -> None:
         if self._lock is not None:
@@ -156,7 +194,12 @@ class RunFolder:
         content = read_sealed_json(self.path / CONFIG)
         if content.pop("format") != FORMAT:
             raise UserError(f"{self.path / CONFIG} is of another format; this version reads format {FORMAT}")
+        self.run = content["run"]
         return content
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Replace the run's config."""
+        write_sealed_json(self.path / CONFIG, {"format": FORMAT, **config})
 
     def append_event(self, row: dict[str, Any]) -> None:
         """Add a row to ``events.jsonl`` and make it durable."""
@@ -220,3 +263,30 @@ class RunFolder:
         result = read_sealed_json(self.path / RESULT)
         self.read_events(result.pop("events"))
         return result
+
+
+# A forked loader process would hold the lock for seconds after this one was killed.
+_locked: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [folder.close() for folder in list(_locked)])
+
+
+def _remove_abandoned(runs_dir: Path) -> None:
+    """Remove what processes that were killed while making a run folder have left."""
+    for staging in runs_dir.glob(".*.tmp"):
+        pid = staging.name.split(".")[-2]
+        with contextlib.suppress(OSError, UserError):
+            if pid.isdigit() and not _is_alive(int(pid)):
+                folder = RunFolder(staging)
+                folder.lock()  # which another host may hold
+                shutil.rmtree(staging)
+                folder.close()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -107,7 +108,8 @@ class RunResult(BaseModel):
         num_params, multiply_adds: of the network, for one image.
         epochs: one row per epoch, as in ``events.jsonl``.
         clocks: seconds by what was on the clock.
-        test_accuracy, test_loss: over every test sample, in eval mode, without TTA.
+        test_accuracy, test_loss: over every test sample, in eval mode, without TTA; the loss is None if not
+            finite.
         test_accuracy_tta: the same with flip TTA, None where the recipe asks for none.
         best: epoch, accuracy and the split it was chosen on.
         parent: the run and weights that ``--init-from`` started from.
@@ -124,7 +126,7 @@ class RunResult(BaseModel):
     epochs: list[dict[str, Any]]
     clocks: Clocks
     test_accuracy: float
-    test_loss: float
+    test_loss: float | None
     test_accuracy_tta: float | None
     best: dict[str, Any]
     parent: dict[str, Any] | None = None
@@ -156,8 +158,25 @@ def git_sha() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def file_record(path: Path) -> dict[str, str]:
+    """Return where a file that the user wrote lies, and its sha256, for a run's config."""
+    try:
+        return {"path": str(path.resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def file_change(record: dict[str, str]) -> str | None:
+    """Return what has become of :func:`file_record`'s file since, in words; None if it is as it was."""
+    try:
+        now = file_record(Path(record["path"]))
+    except UserError as error:
+        return str(error)
+    return None if now["sha256"] == record["sha256"] else f"{record['path']} has changed since the run began"
+
+
 # What must match for a resumed run to give the same bits (contract 3).
-MACHINE_KEYS = ("cpu", "python", "torch", "numpy", "device_name", "cuda", "threads")
+MACHINE_KEYS = ("cpu", "python", "fastresnet", "torch", "numpy", "device_name", "cuda", "threads")
 
 
 def environment(device_name: str, threads: int) -> dict[str, Any]:

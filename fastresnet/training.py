@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
-from fastresnet.engine.checkpoint import load_last, save_last
+from fastresnet.assembly import Loaders, build_step, choose_machine, open_data, open_loaders
+from fastresnet.engine import machine
+from fastresnet.engine.checkpoint import load_last, save_state
 from fastresnet.engine.fit import Fit
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.engine.warmup import compiler_missing, random_batches, warm_up
+from fastresnet.engine.warmup import compiler_missing, random_batches, warm_loaders, warm_up
 from fastresnet.errors import UserError
-from fastresnet.folder import RunFolder, find_run, new_run_name
-from fastresnet.inference import load_weights
-from fastresnet.recipe import Recipe, load_recipe
-from fastresnet.run import Clocks, RunConfig, RunResult, machine_difference
+from fastresnet.folder import RunFolder, check_writable, find_run, new_run_name
+from fastresnet.inference import Weights, load_weights
+from fastresnet.recipe import Recipe, load_recipe, recipe_names
+from fastresnet.run import Clocks, RunConfig, RunResult, file_change, file_record, machine_difference
 
 
 class MachineDiffers(UserError):
@@ -32,6 +34,7 @@ def train(
     *,
     runs_dir: Path | str = "runs",
     run_name: str | None = None,
+    recipe_file: Path | str | None = None,
     init_from: str | None = None,
     listener: Listener | None = None,
     **overrides: Any,
@@ -43,6 +46,7 @@ def train(
         config: the machine and data; None takes CIFAR-10 and chooses the rest.
         runs_dir: where the run folder is made.
         run_name: the run folder's name, of which there must be none yet; None makes a new one.
+        recipe_file: where ``recipe`` was read from, recorded with its hash; a path given as ``recipe`` is it.
         init_from: start from another run's weights: a path, name, id or ``last``, with ``:best`` for its best.
         listener: told how it goes on.
         overrides: top-level recipe keys, as in ``arch="resnet8", epochs=4``.
@@ -51,12 +55,16 @@ def train(
         UserError: a recipe, value or data set that is not allowed, a full disk, a loss that is not finite.
         Interrupted: a signal asked the run to stop; it has saved.
     """
-    given = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    given = recipe
+    if isinstance(given, str):
+        given = load_recipe(given)
+        recipe_file = recipe_file if recipe in recipe_names() else str(recipe)
     given = given.with_overrides(overrides)
+    file = file_record(Path(recipe_file)) if recipe_file else None
     run = _Run(given, config or RunConfig(), listener or Listener())
-    with _memory_errors(given):
+    with machine.memory_errors(given):
         name = run_name or new_run_name(given.arch, given.name)
-        return run.start(Path(runs_dir) / name, init_from)
+        return run.start(Path(runs_dir) / name, init_from, file)
 
 
 def resume(
@@ -96,11 +104,19 @@ def resume(
             return RunResult(**finished)
         content = folder.read_config()
         changes = {"data": data, "save_every_s": save_every_s}
-        values = content["config"] | {key: value for key, value in changes.items() if value is not None}
+        given = {key: value for key, value in changes.items() if value is not None}
+        config = RunConfig.parse(**content["config"] | given)
+        if not machine.has_device(config.device):
+            if not allow_different_machine:
+                raise MachineDiffers(
+                    f"this run was started on {content['environment']['device_name']} ({config.device}), which is "
+                    "not here. Give --allow-different-machine to go on with what is"
+                )
+            config = config.model_copy(update=machine.UNRESOLVED)
         recipe = Recipe.from_json_dict(content["recipe"])
-        run = _Run(recipe, RunConfig.parse(**values), listener)
-        with _memory_errors(recipe):
-            return run.go_on(folder, content, allow_different_machine)
+        run = _Run(recipe, config, listener)
+        with machine.memory_errors(recipe):
+            return run.go_on(folder, content, given, allow_different_machine)
     finally:
         folder.close()
 
@@ -115,6 +131,7 @@ class _Run:
         self.clocks = Clocks()
         self.machine = choose_machine(config)
         self.config = self.machine.config
+        self.loaders: Loaders | None = None
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
@@ -122,24 +139,24 @@ class _Run:
         yield
         setattr(self.clocks, name, getattr(self.clocks, name) + time.perf_counter() - start)
 
-    def start(self, path: Path, init_from: str | None) -> RunResult:
+    def start(
+        self, path: Path, init_from: str | None, recipe_file: dict[str, str] | None = None
+    ) -> RunResult:
         """Train from the beginning, in the folder ``path``."""
-        # Read before anything slow, so that a wrong name is said at once.
+        # Found out before anything slow: a wrong name, and a place that cannot be written.
         weights = load_weights(init_from, path.parent) if init_from else None
+        check_writable(path.parent)
         self._open_data()
         try:
-            self._build()
-            state = self.step.state
             parent = None
             if weights is not None:
-                state.model.load_state_dict(weights.for_model(state.model))
-                if state.ema is not None:
-                    state.ema.model.load_state_dict(state.model.state_dict())
                 parent = {"run": weights.run, "weights": weights.which, "sha256": weights.sha256}
+            self._build(weights)
             self._warm_up(path)
-            state.clocks = self.clocks
+            self.step.state.clocks = self.clocks
             content = {
                 "recipe": self.recipe.to_json_dict(),
+                "recipe_file": recipe_file,
                 "config": self.config.model_dump(mode="json"),
                 "environment": self.machine.environment,
                 "dataset": self.data.info,
@@ -151,17 +168,28 @@ class _Run:
             finally:
                 folder.close()
         finally:
-            self.loaders.close()
+            self._close()
 
-    def go_on(self, folder: RunFolder, content: dict[str, Any], allow_different_machine: bool) -> RunResult:
-        """Train from the last checkpoint of ``folder``, which is locked."""
+    def go_on(
+        self,
+        folder: RunFolder,
+        content: dict[str, Any],
+        changes: dict[str, Any],
+        allow_different_machine: bool,
+    ) -> RunResult:
+        """Train from the last checkpoint of ``folder``, which is locked, with ``changes`` to its config."""
         difference = machine_difference(content["environment"], self.machine.environment)
         if difference and not allow_different_machine:
             raise MachineDiffers(
                 f"this run was started on another machine or version: {difference}; it would not give the same "
                 "bits. Give --allow-different-machine to go on all the same"
             )
-        self._open_data()
+        if content["recipe_file"] and (change := file_change(content["recipe_file"])):
+            self.listener.on_notice(f"{change}; going on with the recipe as the run began with it")
+        try:
+            self._open_data()
+        except UserError as error:
+            raise UserError(f"{error} (if this run's data has moved, say where to with --data)") from error
         recorded, found = content["dataset"], self.data.info
         if recorded["digest"] != found["digest"]:
             raise UserError(
@@ -172,31 +200,45 @@ class _Run:
         checkpoint, passed_over = load_last(folder.path)
         for line in passed_over:
             self.listener.on_notice(f"{line}; going on from the checkpoint before it")
+        if checkpoint["run"] != content["run"]:
+            raise UserError(
+                f"the checkpoint in {folder.path} is of another run, {checkpoint['run']}; put this run's own back"
+            )
         rows = folder.restore_events(checkpoint["events"])
+        if changes:
+            folder.write_config(content | {"config": content["config"] | changes})
         try:
             self._build()
             state = self.step.state
             state.load_state_dict(checkpoint["state"])
             state.segment += 1
-            self._warm_up(folder.path)
+            if state.epoch < self.recipe.epochs:  # else only the result is to be written
+                self._warm_up(folder.path)
             for name in ("data_s", "build_s", "compile_s"):
                 spent = getattr(state.clocks, name) + getattr(self.clocks, name)
                 setattr(state.clocks, name, spent)
             return self._fit(folder, rows, content["parent"])
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self.loaders is not None:
             self.loaders.close()
 
     def _open_data(self) -> None:
         with self._clock("data_s"):
             self.data = open_data(self.recipe, self.config, self.listener)
 
-    def _build(self) -> None:
+    def _build(self, weights: Weights | None = None) -> None:
         with self._clock("build_s"):
             self.loaders = open_loaders(self.recipe, self.config, self.data, self.machine.device)
             self.config = self.config.model_copy(update={"loader": self.loaders.backend})
-            self.step = build_step(self.recipe, self.machine, self.data, len(self.loaders.train))
+            self.step = build_step(
+                self.recipe, self.machine, self.data, len(self.loaders.train), weights=weights
+            )
 
     def _warm_up(self, path: Path) -> None:
+        assert self.loaders is not None
         recipe, state, dataset = self.recipe, self.step.state, self.data.dataset
         members = self.data.splits["train"].members
         steps_per_epoch = len(self.loaders.train)
@@ -206,6 +248,7 @@ class _Run:
         sizes += [rest] if rest and not recipe.drop_last else []
         self.listener.on_phase("warming up on random labels")
         with self._clock("compile_s"):
+            warm_loaders((self.loaders.train, *self.loaders.evals.values()))
             self.step.augment.begin_epoch(self.config.seed, state.epoch, members, self.machine.device)
             found = warm_up(
                 self.step,
@@ -220,6 +263,8 @@ class _Run:
                 num_steps=steps_left,
                 compiler_missing=compiler_missing(self.machine.device),
             )
+        if state.segment:
+            found = replace(found, reason="as the run began")
         self.config = self.config.model_copy(update={"compile": found.compile})
         num_params, multiply_adds = self._counts()
         self.listener.on_start(
@@ -245,9 +290,10 @@ class _Run:
         return self.spec.num_params(*sizes), self.spec.num_multiply_adds(*sizes)
 
     def _write_first_state(self, folder: RunFolder) -> None:
-        save_last(folder.path, {"state": self.step.state.state_dict(), "events": folder.events_mark()})
+        save_state(folder, self.step.state)
 
     def _fit(self, folder: RunFolder, rows: list[dict[str, Any]], parent: dict[str, Any] | None) -> RunResult:
+        assert self.loaders is not None
         recipe, config, state = self.recipe, self.config, self.step.state
         fit = Fit(
             step=self.step,
@@ -284,15 +330,3 @@ class _Run:
         )
         folder.write_result(result.model_dump(mode="json"))
         return result
-
-
-@contextmanager
-def _memory_errors(recipe: Recipe) -> Iterator[None]:
-    """Turn a device or host out of memory into one line."""
-    advice = f"give a smaller --batch-size than {recipe.batch_size}, or a narrower --arch than {recipe.arch}"
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory is too small for this training; {advice}") from error
-    except MemoryError as error:
-        raise UserError(f"the machine's memory is too small for this training; {advice}") from error

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fastresnet.atomic import explain_os_error, sync_folder, write_atomic
+from fastresnet.engine.state import TrainState
 from fastresnet.errors import UserError
+from fastresnet.folder import RunFolder
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 NEXT = "next.safetensors"  # a whole checkpoint that is about to become the last
@@ -23,10 +25,8 @@ FORMAT = "1"
 def _encode(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
     """Return ``value`` as JSON types, its tensors moved to ``tensors`` under their path."""
     if isinstance(value, torch.Tensor):
-        # Strides are kept, since the order of a kernel's loop can decide its last bit.
-        channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
         tensors[path] = value.detach().cpu().contiguous()
-        return {"$tensor": path, "channels_last": channels_last and not value.is_contiguous()}
+        return {"$tensor": path, "strides": list(value.stride())}
     if isinstance(value, dict):
         items = [[key, _encode(entry, tensors, f"{path}/{key}")] for key, entry in value.items()]
         return {"$dict": items}
@@ -43,8 +43,10 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "$tensor" in value:
-        tensor = tensors[value["$tensor"]]
-        return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
+        # The strides are kept, since the order of a kernel's loop can decide its last bit. Copied, since the file's
+        # tensors are views of its map.
+        stored = tensors[value["$tensor"]]
+        return torch.empty_strided(stored.shape, value["strides"], dtype=stored.dtype).copy_(stored)
     if "$tuple" in value:
         return tuple(_decode(entry, tensors) for entry in value["$tuple"])
     return {key: _decode(entry, tensors) for key, entry in value["$dict"]}
@@ -110,16 +112,25 @@ def save_last(folder: Path, content: dict[str, Any]) -> None:
         raise explain_os_error(error, f"cannot write {folder / LAST}") from error
 
 
+def save_state(folder: RunFolder, state: TrainState) -> None:
+    """Make ``state`` and the event rows so far the run's last checkpoint."""
+    content = {"run": folder.run, "state": state.state_dict(), "events": folder.events_mark()}
+    save_last(folder.path, content)
+
+
 def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the run's newest checkpoint that is whole, and a line for each one passed over.
+    """Return the run's newest checkpoint that is whole, and a line for each damaged one passed over.
 
     Raises:
         UserError: none is whole.
     """
     passed_over: list[str] = []
-    for name in (LAST, PREVIOUS):
-        try:
-            return read_checkpoint(folder / name), passed_over
-        except UserError as error:
-            passed_over.append(str(error))
-    raise UserError(f"{folder} has no whole checkpoint: {'; '.join(passed_over)}")
+    # A process killed inside save_last leaves the next one, and perhaps no last one.
+    for path in (folder / NEXT, folder / LAST, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return read_checkpoint(path), passed_over
+            except UserError as error:
+                passed_over.append(str(error))
+    reasons = "; ".join(passed_over) or f"it has no {LAST}"
+    raise UserError(f"{folder} has no whole checkpoint: {reasons}")

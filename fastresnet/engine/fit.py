@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastresnet.engine.checkpoint import BEST, save_last, write_checkpoint
+from fastresnet.engine.checkpoint import BEST, save_state, write_checkpoint
 from fastresnet.engine.evaluate import EvalResult, evaluate
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.step import TrainStep
@@ -73,7 +74,8 @@ class Fit:
         members: int64 [M], their indices.
         evals: the splits to evaluate, by name; ``best`` is chosen on the first.
         epochs: of the whole run.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_every: epochs between evaluations; the last epoch is always evaluated, and every one where the
+            schedule listens.
         tta: whether the last evaluation is done with flip TTA too.
         save_every_s: seconds between checkpoints.
         target: accuracy whose first crossing is timed.
@@ -149,8 +151,9 @@ class Fit:
     def _finish_epoch(self) -> None:
         state = self.step.state
         last = state.epoch + 1 == self.epochs
+        listens = state.schedule.metric is not None
         results: dict[str, EvalResult] = {}
-        if last or (state.epoch + 1) % self.eval_every == 0:
+        if last or listens or (state.epoch + 1) % self.eval_every == 0:
             for name, loader in self.evals.items():
                 final = last and name == "test"
                 results[name] = evaluate(
@@ -164,7 +167,7 @@ class Fit:
                 self._evaluated(results[name], chosen_on=name == next(iter(self.evals)))
                 self._lap("eval_s" if final else "between_s")
                 if final:
-                    state.final = asdict(results[name])
+                    state.final = asdict(results[name]) | {"loss": _finite(results[name].loss)}
         lr = state.optimizer.param_groups[0]["lr"]
         loss, num_correct, num_samples = state.sums.tolist()
         row: dict[str, Any] = {
@@ -176,8 +179,12 @@ class Fit:
             "train_accuracy": num_correct / num_samples,
         }
         for name, result in results.items():
-            row |= {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
+            row |= {f"{name}_loss": _finite(result.loss), f"{name}_accuracy": result.accuracy}
         self._note_best(results)
+        if listens:
+            chosen_on = next(iter(results.values()))
+            metric = chosen_on.accuracy if state.schedule.metric == "accuracy" else chosen_on.loss
+            state.schedule.observe(state.epoch, metric)
         row["clock"] = {
             "train_s": state.clocks.train_s,
             "images_per_s": self._speed,
@@ -214,26 +221,25 @@ class Fit:
             write_checkpoint(self.folder.path / BEST, content)
 
     def _check_finite(self) -> None:
-        """Raise UserError if a loss was not finite; waits for the device."""
+        """Raise UserError if a loss or a weight is not finite; waits for the device."""
         state = self.step.state
         bad = int(state.first_bad_step)
+        weights: list[torch.Tensor] = list(state.model.parameters())
+        what = ""
         if bad >= 0:
+            what = f"the loss is not finite at step {bad + 1} (epoch {bad // len(self.train) + 1})"
+        elif not bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all()):
+            what = f"the weights are not finite after step {state.step} (epoch {state.epoch + 1})"
+        if what:
             raise UserError(
-                f"the loss is not finite since step {bad} (epoch {bad // len(self.train) + 1}); the last good "
-                f"checkpoint in {self.folder.path} is kept; train again with a lower lr (--set optimizer.lr=...)"
+                f"{what}; the last good checkpoint in {self.folder.path} is kept; train again with a lower lr "
+                "(--set optimizer.lr=...)"
             )
 
     def save(self) -> None:
         """Write the last checkpoint, having made sure that it is good."""
-        state = self.step.state
         self._check_finite()
-        weights: list[torch.Tensor] = list(state.model.parameters())
-        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all()):
-            raise UserError(
-                f"the weights are not finite after step {state.step}; the last good checkpoint in "
-                f"{self.folder.path} is kept; train again with a lower lr (--set optimizer.lr=...)"
-            )
-        save_last(self.folder.path, {"state": state.state_dict(), "events": self.folder.events_mark()})
+        save_state(self.folder, self.step.state)
         self._saved_at = time.monotonic()
 
     def _save_and_stop(self) -> None:
@@ -247,3 +253,8 @@ class Fit:
         if self._stop.requested is not None:
             self._lap("between_s")
             self._save_and_stop()
+
+
+def _finite(loss: float) -> float | None:
+    """Return the loss, or None, which JSON has a word for."""
+    return loss if math.isfinite(loss) else None

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastresnet.errors import UserError
+from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, cpu_model
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
+# A config's choices as they are before this module makes them, for a run that goes on elsewhere.
+UNRESOLVED: dict[str, Any] = {
+    **dict.fromkeys(("device", "loader", "amp", "compile", "kernels"), "auto"),
+    "threads": 0,
+}
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -30,6 +39,15 @@ def resolve_device(wanted: str) -> torch.device:
         if device.index is not None and device.index >= count:
             raise UserError(f"there is no {device}: torch sees {count} GPUs, cuda:0 to cuda:{count - 1}")
     return device
+
+
+def has_device(name: str) -> bool:
+    """Return whether :func:`resolve_device` takes ``name`` here."""
+    try:
+        resolve_device(name)
+    except UserError:
+        return False
+    return True
 
 
 def device_name(device: torch.device) -> str:
@@ -87,7 +105,23 @@ def prepare(config: RunConfig, device: torch.device) -> None:
     torch.set_num_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(config.deterministic)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not config.deterministic
+
+
+@contextmanager
+def memory_errors(recipe: Recipe) -> Iterator[None]:
+    """Turn a device or host out of memory while training ``recipe`` into one line."""
+    advice = f"give a smaller --batch-size than {recipe.batch_size}, or a narrower --arch than {recipe.arch}"
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # A library out of memory says so only in words; torch's own OutOfMemoryError has them too.
+        text = str(error).lower()
+        if "can't allocate memory" in text or isinstance(error, MemoryError):
+            raise UserError(f"the machine's memory is too small for this training; {advice}") from error
+        if "out of memory" in text or "alloc_failed" in text:
+            raise UserError(f"the GPU's memory is too small for this training; {advice}") from error
+        raise

@@ -114,7 +114,7 @@ class TrainState:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        if self.scaler:
+        if self.scaler and state["scaler"]:  # another machine's precision may have needed none
             self.scaler.load_state_dict(state["scaler"])
         self.sums.copy_(state["sums"])
         self.first_bad_step.fill_(-1)

@@ -8,13 +8,15 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from fastresnet.draws import Purpose, below, stream
 from fastresnet.engine.step import TrainStep
-from fastresnet.loaders.protocol import Batch
+from fastresnet.errors import UserError
+from fastresnet.loaders.protocol import Batch, Loader
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
@@ -51,7 +53,12 @@ def warm_up(
         compile: ``auto`` decides by measuring eager against compiled.
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
+
+    Raises:
+        UserError: compiling was asked for and is not possible.
     """
+    if compile == "on" and compiler_missing is not None:
+        raise UserError(f"--compile on is not possible here: {compiler_missing}; use auto or off")
     saved = copy.deepcopy(step.state.state_dict())
     try:
         if compile == "auto":
@@ -70,7 +77,12 @@ def _decide(step: TrainStep, batches: list[Batch], num_steps: int, compiler_miss
     if eager_s * num_steps < WORTH_COMPILING_S[step.device_type]:
         return WarmUp(step_s=eager_s, compile="off", reason="the run is too short for compiling to pay")
     step.compile()
-    _measure(step, batches)
+    try:
+        _measure(step, batches)
+    except Exception as error:
+        step.use_eager()
+        reason = f"compiling failed: {type(error).__name__}"
+        return WarmUp(step_s=eager_s, compile="off", reason=reason)
     compiled = step.forward
     eager_seconds, compiled_seconds = [], []
     for _ in range(NUM_COMPARED):
@@ -98,11 +110,24 @@ def _measure(step: TrainStep, batches: list[Batch]) -> float:
 
 
 def _timed(step: TrainStep, batch: Batch) -> float:
+    state = step.state
+    at = state.step, state.epoch_step
     synchronise(batch.images.device)
     start = time.perf_counter()
     step(batch)
     synchronise(batch.images.device)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    state.step, state.epoch_step = at  # schedules and draws know no step after the run's last
+    return seconds
+
+
+def warm_loaders(loaders: Iterable[Loader]) -> None:
+    """Take the first and the last batch of each loader, for whatever it compiles or starts for their shapes."""
+    for loader in loaders:
+        for start in sorted({0, len(loader) - 1}):
+            loader.set_epoch(0, start)
+            for _ in loader:
+                break
 
 
 def synchronise(device: torch.device) -> None:
