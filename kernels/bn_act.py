@@ -93,6 +93,9 @@ def partial_statistics(
     count = ((rows_here - lanes + BLOCK_ROWS - 1) // BLOCK_ROWS).to(tl.float32)[:, None]
     chunk_mean = tl.sum(mean * count, axis=0) / rows_here
     deviation = mean - chunk_mean[None, :]
+    rounding = tl.sum(deviation * count, axis=0) / rows_here  # of a large mean
+    chunk_mean += rounding
+    deviation -= rounding[None, :]
     chunk_m2 = tl.sum(m2 + count * deviation * deviation, axis=0)
     out = chunk * row_width + columns
     tl.store(mean_ptr + out, chunk_mean, mask=columns < row_width)
@@ -118,37 +121,46 @@ def combine_statistics(
     Partial ``p`` is of chunk ``p // fold`` of the folded view's ``num_rows``.
     """
     channels = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    live = channels < num_channels
     lanes = tl.arange(0, BLOCK_PARTIALS)
     total = 1.0 * num_rows * fold
-    weighted = tl.zeros((BLOCK_PARTIALS, BLOCK_CHANNELS), tl.float32)
+    # means are added up as distances from the first, so that a large one costs no digits
+    origin = tl.load(part_mean_ptr + channels, mask=live, other=0.0)
+    distance = tl.zeros((BLOCK_PARTIALS, BLOCK_CHANNELS), tl.float32)
     for start in range(0, num_partials, BLOCK_PARTIALS):
         partials = start + lanes
-        inside = (partials < num_partials)[:, None] & (channels < num_channels)[None, :]
+        inside = (partials < num_partials)[:, None] & live[None, :]
         count = tl.minimum(num_rows - partials // fold * chunk_rows, chunk_rows).to(tl.float32)
         offsets = partials[:, None] * num_channels + channels[None, :]
-        weighted += tl.load(part_mean_ptr + offsets, mask=inside, other=0.0) * count[:, None]
-    mean = tl.sum(weighted, axis=0) / total
+        mean = tl.load(part_mean_ptr + offsets, mask=inside, other=0.0)
+        distance += tl.where(inside, (mean - origin[None, :]) * count[:, None], 0.0)
+    mean = origin + tl.sum(distance, axis=0) / total
     m2 = tl.zeros((BLOCK_PARTIALS, BLOCK_CHANNELS), tl.float32)
     for start in range(0, num_partials, BLOCK_PARTIALS):
         partials = start + lanes
-        inside = (partials < num_partials)[:, None] & (channels < num_channels)[None, :]
+        inside = (partials < num_partials)[:, None] & live[None, :]
         count = tl.minimum(num_rows - partials // fold * chunk_rows, chunk_rows).to(tl.float32)
         offsets = partials[:, None] * num_channels + channels[None, :]
         deviation = tl.load(part_mean_ptr + offsets, mask=inside, other=0.0) - mean[None, :]
         here = tl.load(part_m2_ptr + offsets, mask=inside, other=0.0) + count[:, None] * deviation * deviation
         m2 += tl.where(inside, here, 0.0)
-    tl.store(mean_ptr + channels, mean, mask=channels < num_channels)
-    tl.store(var_ptr + channels, tl.sum(m2, axis=0) / total, mask=channels < num_channels)
+    tl.store(mean_ptr + channels, mean, mask=live)
+    tl.store(var_ptr + channels, tl.sum(m2, axis=0) / total, mask=live)
+
+
+@triton.jit
+def load_rstd(var_ptr, eps, channels, inside):
+    """Return float32 1 / std of ``channels``, as a row."""
+    return tl.rsqrt(tl.load(var_ptr + channels, mask=inside, other=1.0) + eps)[None, :]
 
 
 @triton.jit
 def load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, inside):
-    """Return float32 (mean, 1 / std, weight / std, bias) of ``channels``, as rows of one."""
+    """Return float32 (mean, weight / std, bias) of ``channels``, as rows."""
     mean = tl.load(mean_ptr + channels, mask=inside, other=0.0)
-    rstd = tl.rsqrt(tl.load(var_ptr + channels, mask=inside, other=1.0) + eps)
     weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-    return mean[None, :], rstd[None, :], (weight * rstd)[None, :], bias[None, :]
+    return mean[None, :], weight[None, :] * load_rstd(var_ptr, eps, channels, inside), bias[None, :]
 
 
 @triton.jit
@@ -190,11 +202,11 @@ def apply(
     columns = first_column + tl.arange(0, BLOCK_COLUMNS)
     channels = columns % num_channels
     live = columns < row_width
-    mean, _, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
+    mean, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
     if ADDED != "none":
         residual_ptr += first_row * row_width
     if ADDED == "norm":
-        residual_mean, _, residual_scale, residual_bias = load_norm(
+        residual_mean, residual_scale, residual_bias = load_norm(
             residual_weight_ptr,
             residual_bias_ptr,
             residual_mean_ptr,
@@ -259,6 +271,9 @@ def forward_one_pass(
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=0) / num_rows
     centred = tl.where(inside, x - mean[None, :], 0.0)
+    rounding = tl.sum(centred, axis=0) / num_rows  # of a large mean
+    mean += rounding
+    centred = tl.where(inside, centred - rounding[None, :], 0.0)
     var = tl.sum(centred * centred, axis=0) / num_rows
     tl.store(mean_ptr + columns, mean, mask=live)
     tl.store(var_ptr + columns, var, mask=live)

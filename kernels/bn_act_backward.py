@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastresnet.kernels.bn_act import LEAKY_SLOPE, activation_gradient, load_norm
+from fastresnet.kernels.bn_act import LEAKY_SLOPE, activation_gradient, load_norm, load_rstd
 
 
 @triton.jit
@@ -80,14 +80,14 @@ def partial_sums(
     columns = first_column + tl.arange(0, BLOCK_COLUMNS)
     channels = columns % num_channels
     live = columns < row_width
-    mean, rstd, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
+    mean, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
     READ_RESIDUAL: tl.constexpr = ADDED == "plain" and (ACT == "silu" or ACT == "gelu")
     if ADDED == "norm" or READ_RESIDUAL:
         residual_ptr += first_row * row_width
     if ADDED == "plain":
         g_ptr += first_row * row_width
     if ADDED == "norm":
-        residual_mean, residual_rstd, residual_scale, residual_bias = load_norm(
+        residual_mean, residual_scale, residual_bias = load_norm(
             residual_weight_ptr,
             residual_bias_ptr,
             residual_mean_ptr,
@@ -132,8 +132,11 @@ def partial_sums(
             sum_gr += g * residual
     out = sums_ptr + chunk * row_width + columns
     tl.store(out, tl.sum(sum_g, axis=0), mask=live)
+    # 1 / std is loaded here, not held in registers all along
+    rstd = load_rstd(var_ptr, eps, channels, live)
     tl.store(out + sums_stride, tl.sum(sum_gx * rstd, axis=0), mask=live)
     if ADDED == "norm":
+        residual_rstd = load_rstd(residual_var_ptr, residual_eps, channels, live)
         tl.store(out + 2 * sums_stride, tl.sum(sum_gr * residual_rstd, axis=0), mask=live)
 
 
@@ -203,13 +206,14 @@ def input_gradient(
     columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     channels = columns % num_channels
     live = columns < row_width
-    mean, rstd, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
+    mean, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, channels, live)
     mean_g = tl.load(sums_ptr + channels, mask=live, other=0.0)[None, :] * per_row
-    slope = tl.load(sums_ptr + num_channels + channels, mask=live, other=0.0)[None, :] * per_row * rstd
+    slope = tl.load(sums_ptr + num_channels + channels, mask=live, other=0.0)[None, :] * per_row
+    slope *= load_rstd(var_ptr, eps, channels, live)
     if ADDED == "norm":
         residual_ptr += first_row * row_width
         dresidual_ptr += first_row * row_width
-        residual_mean, residual_rstd, residual_scale, residual_bias = load_norm(
+        residual_mean, residual_scale, residual_bias = load_norm(
             residual_weight_ptr,
             residual_bias_ptr,
             residual_mean_ptr,
@@ -220,7 +224,7 @@ def input_gradient(
         )
         bias += residual_bias
         residual_slope = tl.load(sums_ptr + 2 * num_channels + channels, mask=live, other=0.0)[None, :]
-        residual_slope *= per_row * residual_rstd
+        residual_slope *= per_row * load_rstd(residual_var_ptr, residual_eps, channels, live)
     for start in tl.range(0, rows_here, BLOCK_ROWS, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_ROWS)
         inside = (rows < rows_here)[:, None] & live[None, :]
@@ -268,7 +272,7 @@ def backward_one_pass(
     rows = tl.arange(0, BLOCK_ROWS)
     inside = (rows < num_rows)[:, None] & live[None, :]
     offsets = rows[:, None] * num_channels + columns[None, :]
-    mean, rstd, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, live)
+    mean, scale, bias = load_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, eps, columns, live)
     g = tl.load(dy_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     centred = tl.where(inside, tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32) - mean, 0.0)
     if BITS:
@@ -284,7 +288,7 @@ def backward_one_pass(
         stored = g.to(g_ptr.dtype.element_ty)
         tl.store(g_ptr + offsets, stored, mask=inside)
         g = stored.to(tl.float32)  # what a second pass would read, in half the registers
-    xhat = centred * rstd
+    xhat = centred * load_rstd(var_ptr, eps, columns, live)
     sum_g = tl.sum(g, axis=0)
     sum_gx = tl.sum(g * xhat, axis=0)
     tl.store(sums_ptr + columns, sum_g, mask=live)

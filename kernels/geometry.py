@@ -123,7 +123,7 @@ def plan_two_pass(
         fold *= 2
     rows, width = num_rows // fold, num_channels * fold
     block_columns = min(BLOCK_COLUMNS, max(power_above(width), 8))
-    block_rows = tuning.block_elements // block_columns
+    block_rows = min(tuning.block_elements // block_columns, power_above(rows))
     num_blocks = ceil_div(width, block_columns)
     num_chunks = max(1, tuning.programs_per_processor * num_processors // num_blocks)
     chunk_rows = ceil_div(ceil_div(rows, num_chunks), block_rows) * block_rows

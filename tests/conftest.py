@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from made_data import OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
 
 from fastresnet.loaders.dataset import Dataset, open_dataset
+
+if not torch.cuda.is_available():
+    # the kernels' tests run in Triton's interpreter, which has to be asked for before Triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
