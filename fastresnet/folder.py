@@ -267,7 +267,14 @@ class RunFolder:
 
 # A forked loader process would hold the lock for seconds after this one was killed.
 _locked: weakref.WeakSet[RunFolder] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [folder.close() for folder in list(_locked)])
+
+
+def _close_in_child() -> None:
+    for folder in list(_locked):
+        folder.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _remove_abandoned(runs_dir: Path) -> None:

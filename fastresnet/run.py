@@ -73,7 +73,14 @@ class RunConfig(BaseModel):
                     f"unknown option {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}"
                 ) from None
             message = first["msg"][0].lower() + first["msg"][1:]
-            raise UserError(f"{name.replace('_', '-')} is {first['input']!r}: {message}") from None
+            if first["type"] == "string_pattern_mismatch":
+                message = "it must be auto, cpu, cuda or cuda:N"
+            elif first["type"] == "literal_error":
+                expected = str(first["ctx"]["expected"])
+                near = did_you_mean(str(first["input"]), expected.replace("'", " ").split())
+                message = f"it must be {expected}{near}"
+            option = name.removesuffix("_s").replace("_", "-")
+            raise UserError(f"{option} is {first['input']!r}: {message}") from None
 
 
 class Clocks(BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import weakref
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -68,6 +70,12 @@ class TableSampler(Sampler[Any], Sized):
         return len(self.epoch.steps) if self.epoch is not None else 0
 
 
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ignore what a terminal, `timeout` or a batch system sends to every process: the parent may want to save."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class TorchLoader(EpochCursor):
     """See the module."""
 
@@ -82,7 +90,10 @@ class TorchLoader(EpochCursor):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_signals_to_parent,
         )
+        # Python ends forgotten workers by SIGTERM, which these ignore.
+        self._at_exit = weakref.finalize(self, _stop_workers, self._data_loader)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the epoch's batches from the start step on."""
@@ -105,11 +116,15 @@ class TorchLoader(EpochCursor):
 
     def close(self) -> None:
         """Stop the worker processes; calling it again does nothing."""
-        data_loader, self._data_loader = self._data_loader, None
-        workers = getattr(data_loader, "_iterator", None)
-        if workers is not None and hasattr(workers, "_shutdown_workers"):
-            workers._shutdown_workers()
+        self._data_loader = None
+        self._at_exit()
         super().close()
+
+
+def _stop_workers(data_loader: DataLoader[torch.Tensor]) -> None:
+    workers = getattr(data_loader, "_iterator", None)
+    if workers is not None and hasattr(workers, "_shutdown_workers"):
+        workers._shutdown_workers()
 
 
 @register("torch")

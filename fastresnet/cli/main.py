@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fastresnet import __version__
-from fastresnet.cli import archs, bench, data, doctor, evaluate, recipes, train
+from fastresnet.cli import archs, bench, data, doctor, evaluate, export, predict, recipes, report, train
+from fastresnet.cli.signals import Stopped, raise_stopped
 from fastresnet.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +22,9 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("archs")(archs.archs)
 app.command("recipes")(recipes.recipes)
 app.add_typer(data.app, name="data")
@@ -44,14 +48,15 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0, 2 after a mistake of the user's, 130 after Ctrl-C."""
+    """Run the command line and exit: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM."""
+    raise_stopped()
     try:
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("fastresnet: interrupted; nothing was left half-written", err=True)
-        sys.exit(130)
+    except Stopped as stopped:
+        typer.echo(f"fastresnet: stopped by {stopped.name}; nothing was left half-written", err=True)
+        sys.exit(128 + stopped.signum)
     except BrokenPipeError:
         # The reader of our output has gone; say nothing more into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.signals import Stopped
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
+    from fastresnet.cli.train_progress import TrainProgress
     from fastresnet.recipe import Recipe
     from fastresnet.run import RunConfig
 
@@ -139,12 +141,14 @@ def train(
     }
     from fastresnet.cli.train_progress import TrainProgress, show_result
 
-    progress = TrainProgress()
+    given = science | machine | {"data": data, "save_every": save_every}
+    given |= {"runs_dir": runs_dir if runs_dir != Path("runs") else None}
+    progress = TrainProgress({name: value for name, value in given.items() if value is not None})
     if resume is not None:
         _refuse_changes(science | machine)
         from fastresnet import training
 
-        with _interruptible(runs_dir, progress):
+        with _interruptible(runs_dir, progress, resume):
             result = training.resume(
                 resume,
                 runs_dir=runs_dir,
@@ -160,21 +164,26 @@ def train(
     from fastresnet import training
     from fastresnet.run import RunConfig
 
-    chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, device)
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "data": data,
         "image_size": image_size,
         "seed": seed,
         "val": val,
         "limit_train": limit_train,
     }
-    given |= {"target": target, "save_every_s": save_every, **machine}
-    config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
+    values |= {"target": target, "save_every_s": save_every, **machine}
+    config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
     _check_loader(config.loader)
+    chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, config.device)
+    from fastresnet.recipe import recipe_names
+
+    file = recipe if recipe is not None and recipe not in recipe_names() else None
     with _interruptible(runs_dir, progress):
         may_fall_back = data is None and recipe is None and arch is None and target is None
         config = _fall_back(config) if may_fall_back else config
-        result = training.train(chosen, config, runs_dir=runs_dir, init_from=init_from, listener=progress)
+        result = training.train(
+            chosen, config, runs_dir=runs_dir, recipe_file=file, init_from=init_from, listener=progress
+        )
     show_result(result, runs_dir)
 
 
@@ -185,7 +194,7 @@ def _recipe(
     batch_size: int | None,
     tta: bool | None,
     assignments: list[str] | None,
-    device: str | None,
+    device: str,
 ) -> Recipe:
     """Return the recipe asked for; with neither recipe nor arch, one that suits the device."""
     from fastresnet.recipe import load_recipe
@@ -196,7 +205,7 @@ def _recipe(
     if name is None and arch is None:
         from fastresnet.engine.machine import resolve_device
 
-        on_gpu = resolve_device(device or "auto").type == "cuda"
+        on_gpu = resolve_device(device).type == "cuda"
         overrides["arch"] = "resnet24" if on_gpu else "resnet8"
         overrides["epochs"] = epochs if epochs is not None else 16 if on_gpu else 8
     overrides = {key: value for key, value in overrides.items() if value is not None}
@@ -251,11 +260,12 @@ def _fall_back(config: RunConfig) -> RunConfig:
 
 
 class _interruptible:
-    """Says how to resume when a signal ends the training, and exits with 128 + its number."""
+    """Says how to go on when a signal ends the training, and exits with 128 + its number."""
 
-    def __init__(self, runs_dir: Path, progress: Any) -> None:
+    def __init__(self, runs_dir: Path, progress: TrainProgress, resumed: str | None = None) -> None:
         self.runs_dir = runs_dir
         self.progress = progress
+        self.resumed = resumed
 
     def __enter__(self) -> None:
         pass
@@ -264,9 +274,18 @@ class _interruptible:
         self.progress.close()
         if error is None:
             return
-        from fastresnet.cli.train_progress import resume_command
+        from fastresnet.cli.train_progress import on_run
         from fastresnet.engine.fit import Interrupted
+        from fastresnet.folder import CONFIG
 
+        info, run = self.progress.info, self.resumed
+        if run is None and info is not None and (Path(info.path) / CONFIG).exists():
+            run = Path(info.path).name.rsplit("-", 1)[-1]
         if isinstance(error, Interrupted):
-            typer.echo(f"{error}; to go on:\n  {resume_command(error.run_id, self.runs_dir)}")
-            sys.exit(128 + error.signum)
+            said, signum, run = str(error), error.signum, error.run_id
+        elif isinstance(error, Stopped) and run is not None:
+            said, signum = f"stopped by {error.name}; the last checkpoint is kept", error.signum
+        else:
+            return
+        typer.echo(f"{said}; to go on:\n  {on_run('train --resume', run, self.runs_dir)}")
+        sys.exit(128 + signum)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from fastresnet.arch import get_arch
 from fastresnet.cli.progress import shown_progress
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.run import RunResult
@@ -19,25 +21,32 @@ from fastresnet.run import RunResult
 LONG_RUN_S = 600.0  # a run that will take longer says so, and names a shorter one
 LIVE_EVERY_S = 0.5  # on a terminal
 PRINT_EVERY_S = 20.0  # elsewhere
+SMALL_ARCH = "resnet8"
 
 
 def command(*arguments: str) -> str:
     """Return a command line of ours that works as typed from here: by the path this process was started by."""
     started_by = Path(sys.argv[0])
     if started_by.name == "__main__.py":
-        own = [Path(sys.executable).name, "-m", "fastresnet"]
+        own = [_as_typed(Path(sys.executable)), "-m", "fastresnet"]
     else:
-        path = started_by.absolute()
-        near = path.is_relative_to(Path.cwd())
-        on_path = str(started_by) == started_by.name
-        own = [started_by.name if on_path else str(path.relative_to(Path.cwd()) if near else path)]
+        own = [_as_typed(started_by)]
     return shlex.join([*own, *arguments])
 
 
-def resume_command(run: str, runs_dir: Path) -> str:
-    """Return the command that resumes a run."""
+def _as_typed(program: Path) -> str:
+    """Return the shortest that finds ``program`` from here: its name on PATH, a relative path, or the whole."""
+    found = shutil.which(program.name)
+    path = program.absolute()
+    if found and Path(found).absolute() == path:
+        return program.name
+    return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def on_run(name: str, run: str, runs_dir: Path) -> str:
+    """Return the command line of ``fastresnet name ... run``, such as ``train --resume``."""
     where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    return command("train", "--resume", run, *where)
+    return command(*name.split(), run, *where)
 
 
 def duration(seconds: float) -> str:
@@ -79,11 +88,19 @@ class LiveLine:
 
 
 class TrainProgress(Listener):
-    """Prints a training's progress."""
+    """Prints a training's progress.
 
-    def __init__(self) -> None:
+    Args:
+        options: what was given on the command line, by option, for naming another one like it.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
         self.line = LiveLine()
         self.info: RunInfo | None = None
+        self._epochs_seen = 0
+        self._between_s = 0.0
+        self._stepped_at = 0.0
         self._data = ExitStack()
         self._show_data: Callable[[str, int, int], None] | None = None
 
@@ -134,30 +151,27 @@ class TrainProgress(Listener):
             epoch, step = info.resumed_at
             self._print(f"resuming in epoch {epoch + 1}, after {step} of its {info.steps_per_epoch} steps")
         left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
-        speed = info.steps_per_epoch * recipe.batch_size / info.epoch_s
+        batch_size = min(recipe.batch_size, data["num_train"])
+        speed = info.steps_per_epoch * batch_size / info.epoch_s
         self._print(
             f"estimate {duration(left_s)} of training at {speed:,.0f} img/s, as measured over a few warm-up steps"
         )
-        if left_s > LONG_RUN_S:
-            self._print(self._shorter(info))
-
-    def _shorter(self, info: RunInfo) -> str:
-        """Return a line that names a run of under ten minutes: fewer epochs, or the smallest network."""
-        fitting = int(LONG_RUN_S // info.epoch_s)
-        args = [("--arch", info.recipe.arch), ("--epochs", str(min(fitting, info.recipe.epochs)))]
-        if fitting < 2:
-            args = [("--arch", "resnet8"), ("--epochs", "8")]
-        if info.config.data:
-            args.append(("--data", info.config.data))
-        shorter = command("train", *(part for pair in args for part in pair))
-        return f"this will take over ten minutes; a shorter one: {shorter}"
+        if left_s * _evaluation_factor(data) > LONG_RUN_S:
+            how = f"a shorter one: {command('train', *_typed(self.options | shorter(info)))}"
+            if info.resumed_at:
+                how = "Ctrl-C saves it, and says how to go on"
+            self._print(f"this will take over ten minutes; {how}")
 
     def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:
-        if time.monotonic() - self.line.at < LIVE_EVERY_S or self.info is None:
+        self._stepped_at = time.monotonic()
+        if self._stepped_at - self.line.at < LIVE_EVERY_S or self.info is None:
             return
         recipe = self.info.recipe
         steps_left = (recipe.epochs - epoch) * steps_per_epoch - epoch_step
-        left = duration(steps_left * recipe.batch_size / max(images_per_s, 1e-9))
+        left_s = steps_left * recipe.batch_size / max(images_per_s, 1e-9)
+        if self._epochs_seen:
+            left_s += (recipe.epochs - epoch) * self._between_s / self._epochs_seen
+        left = duration(left_s)
         self.line.show(
             f"epoch {epoch + 1}/{recipe.epochs}  step {epoch_step}/{steps_per_epoch}  "
             f"{images_per_s:,.0f} img/s  {left} left"
@@ -165,7 +179,48 @@ class TrainProgress(Listener):
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         assert self.info is not None
+        if self._stepped_at:
+            self._epochs_seen += 1
+            self._between_s += time.monotonic() - self._stepped_at
         self._print(epoch_line(row, self.info.recipe.epochs, self.info.dataset))
+
+
+def _evaluation_factor(data: dict[str, Any]) -> float:
+    """Return how much longer an epoch is with its evaluations: a third of a training step's work an image."""
+    return 1 + (data["num_test"] + data.get("num_val", 0)) / (3 * data["num_train"])
+
+
+def shorter(info: RunInfo) -> dict[str, Any]:
+    """Return the options that make a run of under ten minutes of ``info``'s.
+
+    Fewer epochs; where not even two fit, a small network too; where not even one of it fits, fewer images.
+    """
+    data, fitting_s = info.dataset, 0.8 * LONG_RUN_S
+    epoch_s = info.epoch_s * _evaluation_factor(data)
+    if fitting_s >= 2 * epoch_s:
+        return {"epochs": int(fitting_s // epoch_s)}
+    options: dict[str, Any] = {}
+    small = get_arch(SMALL_ARCH).num_multiply_adds(len(data["class_names"]), data["image_size"])
+    if small < info.multiply_adds:
+        options["arch"] = SMALL_ARCH
+        epoch_s *= small / info.multiply_adds
+    options["epochs"] = max(1, min(8, int(fitting_s // epoch_s)))
+    if epoch_s > fitting_s:
+        options["limit_train"] = max(1, int(data["num_train"] * fitting_s / epoch_s))
+    return options
+
+
+def _typed(options: Mapping[str, Any]) -> list[str]:
+    """Return options as they are typed."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [word for each in values for word in (option, str(each))]
+    return words
 
 
 def epoch_line(row: dict[str, Any], num_epochs: int, dataset: dict[str, Any]) -> str:
@@ -193,7 +248,7 @@ def show_result(result: RunResult, runs_dir: Path) -> None:
     builtin = " (drawn images, not photographs)" if result.dataset["is_builtin"] else ""
     on = f"{data}{builtin}"
     typer.echo(
-        f"test accuracy on {on}: {result.test_accuracy:.4f} (loss {result.test_loss:.4f}), last epoch, no TTA"
+        f"test accuracy on {on}: {result.test_accuracy:.4f} (loss {_loss(result.test_loss)}), last epoch, no TTA"
     )
     if result.test_accuracy_tta is not None:
         typer.echo(f"test accuracy on {on} with flip TTA: {result.test_accuracy_tta:.4f}")
@@ -213,5 +268,8 @@ def show_result(result: RunResult, runs_dir: Path) -> None:
         crossing = f"first reached after {duration(reached)}" if reached is not None else "not reached"
         typer.echo(f"target   {result.config.target:g} on {on}: {crossing} (chosen on {split})")
     typer.echo(f"run      {result.path}")
-    where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    typer.echo(f"next     {command('eval', result.run.rsplit('-', 1)[-1], *where)}")
+    typer.echo(f"next     {on_run('eval', result.run.rsplit('-', 1)[-1], runs_dir)}")
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -41,10 +41,13 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a request that the loop meets between steps; a second one kills."""
+    """Turns the first SIGINT or SIGTERM into a request that the loop meets between steps; a later one kills."""
+
+    PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
 
     def __init__(self) -> None:
         self.requested: int | None = None
+        self._requested_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -54,9 +57,11 @@ class StopSignals:
         return self
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = signum
-        for caught in self._previous:
-            signal.signal(caught, signal.SIG_DFL)
+        if self.requested is None:
+            self.requested, self._requested_at = signum, time.monotonic()
+        elif time.monotonic() - self._requested_at > self.PATIENCE_S:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
