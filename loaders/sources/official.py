@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,8 +208,16 @@ class _ArraysOnly(pickle.Unpickler):
             raise _Refused(f"{module}.{name}") from None
 
 
+def _check_memo(raw: bytes) -> None:
+    """Refuse an entry beyond the file's own length: the unpickler would allocate and clear every one before it."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > len(raw):
+            raise ValueError(f"memo entry {argument}")
+
+
 def _load(raw: bytes, where: str) -> Any:
     try:
+        _check_memo(raw)
         return _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
     except _Refused as error:
         raise UserError(
