@@ -195,7 +195,7 @@ class DaliLoader(EpochCursor):
         encoded = self.split.encoded
         if encoded is not None:
             for index in indices.tolist():
-                encoded.check(index)
+                encoded.decode(index)
 
     def _drain(self) -> None:
         while self._scheduled and self._pipeline is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError
 from fastresnet.loaders.cache import cache_folder, disk_errors
 from fastresnet.loaders.dataset import Dataset
-from fastresnet.loaders.pack import ChannelHistogram
+from fastresnet.loaders.pack import ChannelHistogram, dataset_digest, images_file, labels_file
 from fastresnet.loaders.protocol import Split
 from fastresnet.loaders.sources import Progress, resolve
 from fastresnet.loaders.sources.decode import decode
+from fastresnet.loaders.sources.known import KNOWN_NAMES
+from fastresnet.loaders.sources.paths import Folder, Tar
 from fastresnet.loaders.sources.source import SPLITS, Contents, ImageFiles, SplitName, shown, silent
 from fastresnet.loaders.sources.tree import Entry, FolderTree, TarTree
 
 FORMAT = 1
+_CHUNK = 256  # images decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +61,9 @@ class EncodedFiles:
         except OSError as error:
             raise UserError(f"cannot read {self.names[index]}: {error.strerror}") from error
 
-    def check(self, index: int) -> None:
-        """Raise a UserError naming the file if Pillow cannot decode it either."""
-        decode(io.BytesIO(self.read(index).tobytes()), self.names[index], self.image_size)
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Return one image as the pack would hold it: uint8 [S, S, 3]. Raises a UserError naming a broken file."""
+        return decode(io.BytesIO(self.read(index).tobytes()), self.names[index], self.image_size)
 
 
 def open_encoded(
@@ -66,12 +71,17 @@ def open_encoded(
 ) -> Dataset | None:
     """Return the data set that ``data`` names with its images left encoded, or None if they are not JPEG or PNG.
 
-    Nothing is packed. The mean and standard deviation over train, decoded once by Pillow, are kept in the cache.
+    Nothing is packed: every image is decoded once, by Pillow, for the digest, mean and standard deviation, which are
+    the pack's own and are kept in the cache.
 
     Raises:
         UserError: the data is missing or damaged, or the cache cannot be written.
     """
+    if data is None:  # the official CIFAR-10, which is pickles
+        return None
     source = resolve(data, image_size, progress)
+    if not isinstance(source, Folder | Tar):
+        return None
     contents = source.scan(progress)
     if contents.files is None:
         return None
@@ -82,7 +92,7 @@ def open_encoded(
         facts = _facts(facts_path, contents, splits, progress)
     made = {split: _split(splits[split], contents.labels[split]) for split in SPLITS}
     return Dataset(
-        name=contents.name,
+        name=KNOWN_NAMES.get(facts["digest"], contents.name),
         class_names=contents.class_names,
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
@@ -99,7 +109,8 @@ def open_encoded(
 def _open_files(files: ImageFiles, image_size: int) -> dict[SplitName, EncodedFiles]:
     tree, entries = files.tree, files.entries
     every = [entry for split in SPLITS for entry in entries[split]]
-    data, starts = None, {entry: entry.place for entry in every}
+    data: NDArray[np.uint8] | None = None
+    starts = {entry: entry.place for entry in every}
     if isinstance(tree, TarTree):
         data, starts = (
             (np.memmap(tree.path, np.uint8, "r"), starts) if tree.is_plain else _unpack(tree, every)
@@ -143,22 +154,39 @@ def _split(files: EncodedFiles, labels: NDArray[np.int64]) -> Split:
 def _facts(
     path: Path, contents: Contents, splits: dict[SplitName, EncodedFiles], progress: Progress
 ) -> dict[str, Any]:
-    """Return mean, std and digest of the data set, from ``path`` if they are kept there."""
+    """Return mean, std and digest of the data set, the pack's own, from ``path`` if they are kept there."""
     try:
         return read_sealed_json(path)
     except UserError:
         pass  # not there yet, or torn: made again
-    histogram = ChannelHistogram()
-    for block in contents.blocks(progress):
-        if block.split == "train":
-            histogram.add(block.images)
-    mean, std = histogram.mean_std()
-    digest = hashlib.sha256(repr(contents.class_names).encode())
+    counts = {split: len(contents.labels[split]) for split in SPLITS}
+    histogram, hashes, done = ChannelHistogram(), {}, 0
     for split in SPLITS:
-        digest.update(contents.labels[split].astype("<i8").tobytes())
-        for index in range(len(contents.labels[split])):
-            digest.update(hashlib.sha256(splits[split].read(index).data).digest())
-    facts = {"mean": mean, "std": std, "digest": digest.hexdigest()}
+        pixels = hashlib.sha256()
+        for images in _decoded(splits[split], counts[split]):
+            pixels.update(images.data)
+            if split == "train":
+                histogram.add(images)
+            done += len(images)
+            progress("looking through the images", done, sum(counts.values()))
+        labels = contents.labels[split].astype("<i8")
+        hashes[images_file(split)] = pixels.hexdigest()
+        hashes[labels_file(split)] = hashlib.sha256(labels.tobytes()).hexdigest()
+    mean, std = histogram.mean_std()
+    digest = dataset_digest(contents.class_names, contents.image_size, counts, hashes)
+    facts = {"mean": mean, "std": std, "digest": digest}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed_json(path, facts)
     return facts
+
+
+def _decoded(files: EncodedFiles, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield every image by sample index, some at a time: uint8 [k, S, S, 3]."""
+
+    def some(start: int) -> NDArray[np.uint8]:
+        return np.stack([files.decode(index) for index in range(start, min(start + _CHUNK, count))])
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, count, workers * _CHUNK):
+            yield from pool.map(some, range(start, min(start + workers * _CHUNK, count), _CHUNK))

@@ -99,7 +99,7 @@ def write_pack(folder: Path, contents: Contents, source: str, progress: Progress
         _write_whole(folder / labels_file(split), contents.labels[split].astype("<i8").tobytes())
     mean, std = _mean_std(_map_images(folder, "train", counts["train"], size))
     files = _hash_files(folder)
-    digest = _dataset_digest(contents.class_names, size, counts, files)
+    digest = dataset_digest(contents.class_names, size, counts, files)
     meta = Meta(
         format=FORMAT,
         name=KNOWN_NAMES.get(digest, contents.name),
@@ -188,7 +188,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def _dataset_digest(
+def dataset_digest(
     class_names: tuple[str, ...], size: int, counts: dict[SplitName, int], files: dict[str, str]
 ) -> str:
     """Return sha256 over class names, shapes, and the hashes of pixels and labels."""

@@ -43,8 +43,8 @@ class EncodedImages(Protocol):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return the bytes of one file: uint8 [n]."""
 
-    def check(self, index: int) -> None:
-        """Raise a UserError naming the file if it is no image that can be read."""
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Return one image as a pack would hold it: uint8 [S, S, 3]. Raises a UserError naming a broken file."""
 
 
 @dataclass(frozen=True, kw_only=True)
