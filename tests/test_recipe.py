@@ -112,7 +112,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"augment.ops": '[{name = "normalise"}, {name = "grayscale"}]'},
         r"augment: ops lists 'grayscale' after",
     ),
-    ({"mix.name": "mixup", "mix.block": "7"}, r"mix.block is 7, which does not divide batch_size 256"),
+    ({"mix.name": "mixup", "mix.block": "7"}, r"mix.block is 7, which does not divide batch_size 128"),
     ({"mix.alpha": "1"}, r"mix.name is missing"),
     ({"schedule": "{name = 'step'}"}, r"schedule.period is missing"),
     ({"schedule": "{period = 3}"}, r"schedule.name is missing \(allowed: constant, step"),
