@@ -40,7 +40,7 @@ class Beton:
 
     Attributes:
         path: the file.
-        image_field, label_field: their names in it.
+        image_field, other_fields: the names of the images' field and of all others, the labels' too.
         heights, widths: int64 [N], in pixels.
         is_jpeg: bool [N]; the others are raw.
         pointers, sizes: int64 [N], where each image's bytes lie.
@@ -49,7 +49,7 @@ class Beton:
 
     path: Path
     image_field: str
-    label_field: str
+    other_fields: tuple[str, ...]
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
     is_jpeg: NDArray[np.bool_]
@@ -110,7 +110,7 @@ def read_beton(path: Path) -> Beton:
     return Beton(
         path=path,
         image_field=names[images[0]],
-        label_field=names[labels[0]],
+        other_fields=tuple(name for number, name in enumerate(names) if number != images[0]),
         heights=heights,
         widths=widths,
         is_jpeg=is_jpeg,

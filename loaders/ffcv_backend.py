@@ -183,6 +183,7 @@ class FfcvLoader(EpochCursor):
         if device.type == "cuda":
             steps.append(library.ToDevice(device, non_blocking=True))
         beton = read_beton(path)
+        unread = dict.fromkeys(beton.other_fields)  # the labels are in memory
         self._num_samples_in_file = len(beton.labels)
         self._loader: Any = library.Loader(
             str(path),
@@ -191,7 +192,7 @@ class FfcvLoader(EpochCursor):
             order=library.OrderOption.SEQUENTIAL,
             drop_last=False,
             batches_ahead=BATCHES_AHEAD,
-            pipelines={beton.image_field: [*steps, library.ToTorchImage()], beton.label_field: None},
+            pipelines={**unread, beton.image_field: [*steps, library.ToTorchImage()]},
         )
 
     def __iter__(self) -> Iterator[Batch]:

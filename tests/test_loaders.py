@@ -1,6 +1,7 @@
 """Every backend gives the order contract's bits, and leaves nothing behind."""
 
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optional_parts import need
 
 from fastresnet.errors import UserError
 from fastresnet.loaders import registry
@@ -49,12 +51,15 @@ BACKENDS: dict[str, OpenBackend] = {
     **{name: functools.partial(open_loader, name) for name in ("torch", "numba", "resident")},
     "resident-as-on-gpu": open_resident_as_on_gpu,
 }
+OPTIONAL = ("ffcv", "dali")
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*BACKENDS, *OPTIONAL])
 def test_contract(name: str, check: Callable[..., None]) -> None:
-    check(BACKENDS[name])
+    if name in OPTIONAL:
+        need(name)
+    check(BACKENDS[name] if name in BACKENDS else functools.partial(open_loader, name))
 
 
 @settings(deadline=None, max_examples=60)
@@ -219,3 +224,26 @@ def test_an_empty_split_is_refused() -> None:
 def test_the_default_on_a_cpu() -> None:
     with example_split() as split:
         assert default_backend(split, "cpu") == "numba"
+
+
+@pytest.mark.parametrize(("name", "module"), [("ffcv", "ffcv"), ("dali", "nvidia.dali")])
+def test_a_missing_backend_says_what_to_do(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # importing it then fails
+    backend = importlib.import_module(f"fastresnet.loaders.{name}_backend")
+    monkeypatch.setattr(backend, "_library", getattr(backend._library, "__wrapped__", backend._library))
+    with example_split() as split, pytest.raises(UserError, match="fastresnet doctor"):
+        open_loader(name, split, LoaderSpec(batch_size=4), "cpu")
+
+
+def test_ffcv_leaves_torchs_threads_alone() -> None:
+    need("ffcv")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with example_split() as split:
+            loader = open_loader("ffcv", split, LoaderSpec(batch_size=8), "cpu", workers=1)
+            for _ in loader:
+                assert torch.get_num_threads() == 2
+            loader.close()
+    finally:
+        torch.set_num_threads(threads)
