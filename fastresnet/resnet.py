@@ -47,6 +47,17 @@ class _Block(nn.Module):
     ) -> None:
         raise NotImplementedError
 
+    @property
+    def last_norm(self) -> BatchNormAct2d:
+        """The norm whose output the shortcut is added to."""
+        raise NotImplementedError
+
+    def _join(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output: ``y`` normed, plus the shortcut of its input ``x``, activated."""
+        if isinstance(self.shortcut, ConvNorm):  # both norms, the add and the activation can be one kernel
+            return self.last_norm(y, residual=self.shortcut.conv(x), residual_norm=self.shortcut.norm)
+        return self.last_norm(y, residual=self.shortcut(x))
+
 
 class BasicBlock(_Block):
     """Two FxF convolutions; the second norm takes the shortcut."""
@@ -61,12 +72,11 @@ class BasicBlock(_Block):
 
     @property
     def last_norm(self) -> BatchNormAct2d:
-        """The norm whose output the shortcut is added to."""
         return self.norm2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.dropout(self.norm1(self.conv1(x)))
-        return self.norm2(self.conv2(y), residual=self.shortcut(x))
+        return self._join(self.conv2(y), x)
 
 
 class BottleneckBlock(_Block):
@@ -85,13 +95,12 @@ class BottleneckBlock(_Block):
 
     @property
     def last_norm(self) -> BatchNormAct2d:
-        """The norm whose output the shortcut is added to."""
         return self.norm3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm1(self.conv1(x))
         y = self.dropout(self.norm2(self.conv2(y)))
-        return self.norm3(self.conv3(y), residual=self.shortcut(x))
+        return self._join(self.conv3(y), x)
 
 
 class Stage(nn.Module):
