@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from fastresnet import __version__
-from fastresnet.cli import archs, bench, data, doctor, evaluate, export, predict, recipes, report, train
+from fastresnet.cli import (
+    archs,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    recipes,
+    report,
+    sweep,
+    train,
+)
 from fastresnet.cli.signals import Stopped, raise_stopped
 from fastresnet.errors import UserError
 
@@ -22,6 +34,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -173,7 +173,7 @@ def train(
     }
     values |= {"target": target, "save_every_s": save_every, **machine}
     config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
-    _check_loader(config.loader)
+    check_loader(config.loader)
     chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, config.device)
     from fastresnet.recipe import recipe_names
 
@@ -219,7 +219,8 @@ def _recipe(
     return load_recipe(name or "fast").with_overrides(overrides)
 
 
-def _check_loader(name: str) -> None:
+def check_loader(name: str) -> None:
+    """Raise UserError unless there is a loader of that name."""
     from fastresnet.errors import did_you_mean
     from fastresnet.loaders.registry import backend_names
 

@@ -1,0 +1,271 @@
+"""``fastresnet sweep``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastresnet.cli.signals import Stopped
+from fastresnet.errors import UserError
+
+if TYPE_CHECKING:
+    from fastresnet.sweep import SweepOptions
+    from fastresnet.sweep_spec import Sweep
+
+WHAT, DATA, WHERE, MACHINE = (
+    "What to train",
+    "Data",
+    "Where and how",
+    "Machine (all chosen for you by default)",
+)
+PARENT_LOOK_S = 1.0  # how often a worker looks whether the command that started it lives
+
+
+def sweep(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|FILE.toml]", help="A sweep; without one, they are listed."),
+    ] = None,
+    only_list: Annotated[
+        bool,
+        typer.Option("--list", "--dry-run", help="Show the cells and train nothing.", rich_help_panel=WHAT),
+    ] = False,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUES",
+            help="Only these cells, as in --cells C=2..64 or --cells C=2,4; repeated, all must hold.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data, in place of the recipe's.", rich_help_panel=WHAT)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every draw [default: 0].", rich_help_panel=WHAT)
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Stop a cell whose accuracy is below the others' median.", rich_help_panel=WHAT
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, tar, .npz or 'shapes' [default: CIFAR-10, downloaded once].", rich_help_panel=DATA
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Scale images to this side in pixels.", rich_help_panel=DATA)
+    ] = None,
+    val: Annotated[
+        int | None, typer.Option(help="Hold out this many training images.", rich_help_panel=DATA)
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option(help="Train on this many images only.", rich_help_panel=DATA)
+    ] = None,
+    sweeps_dir: Annotated[
+        Path, typer.Option(help="Where sweeps' folders lie.", rich_help_panel=WHERE)
+    ] = Path("sweeps"),
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="Name of its folder and study [default: the sweep's].", rich_help_panel=WHERE
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A database that workers on several hosts share, as in postgresql://user@host/database "
+            "[default: an SQLite file in the sweep's folder].",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train at once.", rich_help_panel=WHERE)
+    ] = 1,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try cells again that failed.", rich_help_panel=WHERE),
+    ] = False,
+    heartbeat: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Seconds between a worker's signs of life; silent for four of them, it counts as dead.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 15,
+    allow_different_machine: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-machine",
+            help="Resume runs of another machine although the bits will differ.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
+    save_every: Annotated[
+        float | None, typer.Option(help="Seconds between checkpoints [default: 60].", rich_help_panel=WHERE)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
+    ] = None,
+    loader: Annotated[
+        str | None, typer.Option(help="auto, resident, numba or torch.", rich_help_panel=MACHINE)
+    ] = None,
+    amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="auto (measured), on or off.", rich_help_panel=MACHINE)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each worker.", rich_help_panel=MACHINE)
+    ] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Train a grid of networks or settings, each cell once; the same command goes on where it stopped."""
+    if name is None:
+        _list_sweeps()
+        return 0
+    import dataclasses
+
+    from fastresnet.sweep_filter import CellFilter
+    from fastresnet.sweep_spec import load_sweep
+
+    if epochs is not None and epochs < 1:
+        raise UserError(f"--epochs is {epochs}; it must be at least 1")
+    chosen = dataclasses.replace(load_sweep(name), epochs=epochs)
+    filters = tuple(CellFilter.parse(text) for text in cells or ())
+    if only_list:
+        from fastresnet.cli.sweep_progress import show_cells
+        from fastresnet.sweep_filter import select_steps
+
+        chosen = dataclasses.replace(chosen, image_size=image_size or chosen.image_size)
+        show_cells(chosen, select_steps(chosen.all_cells(), filters))
+        return 0
+    from fastresnet.cli.train import check_loader
+    from fastresnet.run import RunConfig
+    from fastresnet.sweep import SweepOptions
+
+    given: dict[str, Any] = {
+        "data": data,
+        "image_size": image_size,
+        "seed": seed,
+        "val": val,
+        "limit_train": limit_train,
+    }
+    given |= {"save_every_s": save_every, "device": device, "loader": loader, "amp": amp}
+    given |= {"compile": compile_, "threads": threads}
+    config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
+    check_loader(config.loader)
+    options = SweepOptions(
+        name=study,
+        sweeps_dir=sweeps_dir,
+        storage=storage,
+        config=config,
+        filters=filters,
+        prune=prune,
+        retry_failed=retry_failed and parent is None,
+        heartbeat_s=heartbeat,
+        allow_different_machine=allow_different_machine,
+    )
+    if parent is not None:
+        _follow(parent)
+    return _run(chosen, options, workers, is_child=parent is not None)
+
+
+def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) -> int:
+    from fastresnet.cli.sweep_progress import SweepProgress, show_table
+    from fastresnet.engine.fit import Interrupted
+    from fastresnet.sweep import SweepRun
+
+    progress = SweepProgress(several=is_child)
+    try:
+        running = SweepRun(sweep, options, progress)
+        running.prepare()
+        if num_workers > 1:
+            _run_workers(num_workers, options)
+        content = running.run()
+    except (Interrupted, Stopped) as stop:
+        progress.close()
+        if not is_child:
+            what = str(stop) if isinstance(stop, Interrupted) else f"stopped by {stop.name}"
+            typer.echo(f"{what}; the same command goes on from here")
+        sys.exit(128 + stop.signum)
+    finally:
+        progress.close()
+    failed = sum(row["state"] == "failed" for row in content["rows"])
+    if not is_child:
+        show_table(content)
+        typer.echo(f"\ntable    {running.folder / 'table.json'} and table.md")
+        if failed:
+            typer.echo(f"{failed} cells failed; --retry-failed tries them again")
+    return 1 if failed else 0
+
+
+def _run_workers(number: int, options: SweepOptions) -> None:
+    """Run this command ``number`` times at once, and wait for all; a signal is passed on, and they save."""
+    arguments = [*sys.argv[1:], "--workers", "1", "--parent", str(os.getpid())]
+    if not options.config.threads:
+        arguments += ["--threads", str(max(1, len(os.sched_getaffinity(0)) // number))]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastresnet", *arguments],
+            env=os.environ | environment,
+            process_group=0,  # so that Ctrl-C reaches them through us alone, once
+        )
+        for environment in _environments(number, options.config.device)
+    ]
+    try:
+        for process in processes:
+            process.wait()
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
+
+
+def _environments(number: int, device: str) -> list[dict[str, str]]:
+    """Return what each worker's environment adds: where there are several GPUs, the one it sees, in turn."""
+    import torch
+
+    if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return [{}] * number
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    return [{"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} for worker in range(number)]
+
+
+def _follow(parent: int) -> None:
+    """Stop this worker, saving, when the command that started it is no more."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
+def _list_sweeps() -> None:
+    from fastresnet.sweep_spec import load_sweep, sweep_names
+
+    rows = [(name, load_sweep(name)) for name in sweep_names()]
+    width = max(len(name) for name, _ in rows)
+    for name, found in rows:
+        typer.echo(f"{name:<{width}}  {found.num_cells:>3} cells  {found.spec.title}")
+    typer.echo(
+        "\n`fastresnet sweep NAME --list` shows the cells of one; without --list they are trained. A sweep of your own "
+        "is a TOML file like those in fastresnet/sweeps."
+    )

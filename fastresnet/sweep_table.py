@@ -1,0 +1,110 @@
+"""A sweep's result: a row a cell beside what was printed, as sealed JSON and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastresnet.atomic import write_atomic, write_sealed_json
+from fastresnet.sweep_cells import Cell
+
+if TYPE_CHECKING:
+    from fastresnet.sweep_store import Record
+
+TABLE_JSON, TABLE_MARKDOWN = "table.json", "table.md"
+
+
+def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
+    """Return a cell as a row of JSON types.
+
+    ``state`` is ``done``, ``pruned``, ``failed``, ``running``, ``waiting``, ``over budget`` or ``not asked for``
+    (left out by a filter). ``accuracy`` is that of the last epoch on test; ``run`` the run's folder, from the
+    sweep's.
+    """
+    attrs: Mapping[str, Any] = record.attrs if record else {}
+    left_out = "over budget" if cell.over_budget else "not asked for"
+    state = record.state if record else left_out
+    return {
+        "cell": {"step": step, **cell.settings} if step else dict(cell.settings),
+        "arch": cell.spec.slug,
+        "epochs": cell.recipe.epochs,
+        "params": cell.params,
+        "printed_params": cell.printed_params,
+        "accuracy": attrs.get("accuracy"),
+        "printed_accuracy": cell.printed_accuracy,
+        "state": state,
+        "run": attrs.get("run"),
+        "seconds": attrs.get("seconds"),
+        "error": attrs.get("error") if state == "failed" else None,
+        "note": cell.note,
+    }
+
+
+def table(name: str, title: str, rows: list[dict[str, Any]], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sweep's table as JSON types: ``columns`` are the keys that cells are told apart by."""
+    columns = list(dict.fromkeys(key for row in rows for key in row["cell"]))
+    return {"name": name, "title": title, "columns": columns, "rows": rows, "conditions": dict(conditions)}
+
+
+def write_table(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a table to ``table.json`` and ``table.md`` in a sweep's folder.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    write_sealed_json(folder / TABLE_JSON, dict(content))
+    text = markdown(content)
+    write_atomic(folder / TABLE_MARKDOWN, lambda file: file.write(text.encode()) and None)
+
+
+def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return a table's headings and its cells as texts, a list a row; the last column is remarks."""
+    lines = []
+    for entry in content["rows"]:
+        ours, printed = entry["accuracy"], entry["printed_accuracy"]
+        counts = f"{entry['params']:,}"
+        if entry["printed_params"] not in (None, entry["params"]):
+            counts += f" (printed {entry['printed_params']:,})"
+        remark = "" if entry["state"] == "done" else entry["state"]
+        lines.append(
+            [
+                *(str(entry["cell"].get(column, "")) for column in content["columns"]),
+                counts,
+                "" if ours is None else f"{ours:.4f}",
+                "" if printed is None else f"{printed:.4f}",
+                "" if ours is None or printed is None else f"{ours - printed:+.4f}",
+                "; ".join(filter(None, (remark, entry["error"], entry["note"]))),
+            ]
+        )
+    return [*content["columns"], "parameters", "accuracy", "printed", "difference", ""], lines
+
+
+def caption(content: Mapping[str, Any]) -> str:
+    """Return what a table's accuracies are of."""
+    given = content["conditions"]
+    epochs = sorted({entry["epochs"] for entry in content["rows"]})
+    drawn = " (drawn images, not photographs)" if given["dataset_is_builtin"] else ""
+    parts = [
+        f"Test accuracy of the last epoch on {given['dataset_name']}{drawn}",
+        "no TTA",
+        f"{' or '.join(map(str, epochs))} epochs",
+        f"seed {given['seed']}",
+    ]
+    if given["limit_train"] is not None:
+        parts.append(f"{given['limit_train']:,} training images")
+    text = ", ".join(parts) + "."
+    num_printed = sum(entry["printed_accuracy"] is not None for entry in content["rows"])
+    if num_printed:
+        text += f" {num_printed} of the {len(content['rows'])} cells have a printed accuracy."
+    return text
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Return a table as Markdown."""
+    headings, lines = texts(content)
+    rows = "\n".join(
+        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |"
+        for line in (headings, ["---"] * len(headings), *lines)
+    )
+    return f"# {content['title'] or content['name']}\n\n{caption(content)}\n\n{rows}\n"
