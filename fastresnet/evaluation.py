@@ -140,8 +140,10 @@ def _evaluate(
     chosen = machine.resolve_device(device)
     amp = config.amp if chosen.type == torch.device(config.device).type else "auto"
     amp_dtype = machine.AMP_DTYPES[machine.resolve_amp(amp, chosen)]
-    dataset = open_dataset(data or config.data, image_size=config.image_size, progress=progress)
     trained = content["dataset"]
+    dataset = open_dataset(data or config.data, image_size=config.image_size, progress=progress)
+    if dataset.image_size != trained["image_size"]:
+        dataset = open_dataset(data or config.data, image_size=trained["image_size"], progress=progress)
     if list(dataset.class_names) != trained["class_names"]:
         raise UserError(
             f"{dataset.name} has the classes {', '.join(dataset.class_names)}, and the run was trained on "
@@ -152,7 +154,9 @@ def _evaluate(
             f"{config.data or 'CIFAR-10'} has changed since the run was trained on it; name what to evaluate "
             "on with --data"
         )
-    splits = splits_of(dataset, recipe, config)
+    splits = {"test": dataset.test}
+    if split != "test":  # other data may be too small for this run's other splits
+        splits = splits_of(dataset, recipe, config)
     if split not in splits:
         raise UserError(f"this run has no {split!r} split; it has {', '.join(splits)}")
     model = build_model(recipe.arch_spec(), dataset.num_classes, dataset.image_size)

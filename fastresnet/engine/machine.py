@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,10 @@ def resolve_device(wanted: str) -> torch.device:
     """Return the device that ``wanted`` names; ``auto`` takes a GPU where there is one.
 
     Raises:
-        UserError: a GPU was asked for that is not there.
+        UserError: no such kind of device, or a GPU that is not there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"device is {wanted!r}; it must be auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
         wanted = "cuda" if count else "cpu"
