@@ -18,6 +18,7 @@ from fastresnet.engine.step import TrainStep
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
 from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
+from fastresnet.loaders.encoded import open_encoded
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
 from fastresnet.losses import build_loss
@@ -103,7 +104,11 @@ def open_data(recipe: Recipe, config: RunConfig, listener: Listener) -> Data:
     Raises:
         UserError: the data is missing or damaged, or too small for what is asked.
     """
-    dataset = open_dataset(config.data, image_size=config.image_size, progress=listener.on_data)
+    dataset = None
+    if config.loader == "dali":  # which decodes image files itself
+        dataset = open_encoded(config.data, image_size=config.image_size, progress=listener.on_data)
+    if dataset is None:
+        dataset = open_dataset(config.data, image_size=config.image_size, progress=listener.on_data)
     for notice in dataset.notices:
         listener.on_notice(notice)
     splits = splits_of(dataset, recipe, config)
