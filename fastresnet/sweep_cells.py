@@ -17,7 +17,7 @@ Value = bool | int | float | str
 Settings = dict[str, Value]
 
 # The arch space's letters as keys, in the order they are applied; the other keys are `recipe` and the recipe's own.
-LETTERS = ("N", "B", "C", "F", "K", "P", "stem")
+LETTERS = ("B", "N", "C", "F", "K", "P", "stem")
 WIDEST, GLOBAL = "widest", "global"  # values of C and P that are not numbers
 
 

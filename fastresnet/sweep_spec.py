@@ -187,7 +187,10 @@ class Sweep:
                 if any(cell.settings == other.settings for other in cells):
                     raise KeyMistake(next(iter(entry.set), ""), f"the cell {cell.label} is listed twice")
             except KeyMistake as mistake:
-                raise at_line(self.where, self.text, lines.get(mistake.key, within), str(mistake)) from None
+                path = lines.get(mistake.key, within)
+                if str(mistake).startswith("unknown key") and isinstance(path[-1], int):
+                    path = path[:-1]  # the key's own line, not its value's
+                raise at_line(self.where, self.text, path, str(mistake)) from None
             cells.append(cell)
         if cells and all(cell.over_budget for cell in cells):
             least = min(cells, key=lambda cell: cell.params)

@@ -31,8 +31,8 @@ GRACE = 4  # heartbeats that a worker may miss before it counts as dead
 PRUNE_FROM_CELLS, PRUNE_FROM_EPOCHS = 4, 2
 # How messages call what must stay the same from one start of a sweep to the next.
 OPTIONS = {
-    "dataset": "the data set (--data)",
-    "recipe": "the base recipe",
+    "dataset": "the hash of the data set (--data)",
+    "recipe": "the hash of the base recipe",
     "epochs": "--epochs",
     "seed": "--seed",
     "val": "--val",
@@ -44,11 +44,10 @@ OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A cell that this process has taken: its trial's id in the database, and how often it was tried before."""
+    """A cell that this process has taken, and its trial's id in the database."""
 
     key: str
     trial_id: int
-    attempts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,8 @@ class SweepStore:
             was, now = recorded.get(key), given[key]
             if was != now:
                 raise UserError(
-                    f"{words} is {now!r}, and the sweep {self.name!r} was begun with {was!r}; give the same, or begin "
-                    "another with --name"
+                    f"{words} is {_shown(now)}, and the sweep {self.name!r} was begun with {_shown(was)}; "
+                    "give the same, or begin another with --name"
                 )
 
     @contextmanager
@@ -155,7 +154,7 @@ class SweepStore:
                 create_trial(
                     state=TrialState.WAITING,
                     user_attrs={**attrs, "cell": key},
-                    system_attrs={"fixed_params": attrs},
+                    system_attrs={"fixed_params": attrs["settings"]},
                     intermediate_values=own[-1].intermediate_values if own else None,
                 )
             )
@@ -175,16 +174,17 @@ class SweepStore:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 optuna.storages.fail_stale_trials(self._study)
             self._enqueue()
-            for key, own in self._trials().items():
-                waiting = [trial for trial in own if trial.state == TrialState.WAITING]
-                if not waiting or key in without or key not in self._wanted:
+            trials = {key: own for key, own in self._trials().items() if key in self._wanted - without}
+            # A cell that lost its workers comes last, in case it is the one that kills them.
+            for key, own in sorted(trials.items(), key=lambda item: _times_lost(item[1])):
+                if own[-1].state != TrialState.WAITING:
                     continue
                 study_id = self._storage.get_study_id_from_name(self.name)
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, waiting[0].number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, own[-1].number)
                 self._storage.record_heartbeat(trial_id)
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
                 self._storage.set_trial_user_attr(trial_id, "worker", worker)
-                return Claim(key=key, trial_id=trial_id, attempts=len(own) - 1)
+                return Claim(key=key, trial_id=trial_id)
         return None
 
     @contextmanager
@@ -277,3 +277,15 @@ class SweepStore:
             attrs = dict(counting[0].user_attrs) if counting else {}
             records[key] = Record(state=state, attrs=attrs)
         return records
+
+
+def _times_lost(own: list[FrozenTrial]) -> int:
+    """Return how often a cell's worker fell silent."""
+    return sum(
+        trial.state.is_finished() and not {"released", "error"} & set(trial.user_attrs) for trial in own
+    )
+
+
+def _shown(value: Any) -> str:
+    words = {"None": "not given", "True": "on", "False": "off"}
+    return words.get(repr(value), repr(value))

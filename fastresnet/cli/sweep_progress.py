@@ -60,7 +60,8 @@ class SweepProgress(TrainProgress, SweepListener):
     def on_wait(self, status: Status) -> None:
         if not self.waited:
             self.waited = True
-            self._print(f"waiting for the last {status.total - status.ended} cells, which other workers have")
+            left = status.total - status.ended
+            self._print(f"waiting for {left} more, which other workers have")
 
 
 class _NoLine(LiveLine):
