@@ -1,0 +1,129 @@
+"""Times of a residual block under each implementation, and of the fused norms under each tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastresnet.kernels import ops
+from fastresnet.kernels.fusion import Activation
+from fastresnet.kernels.geometry import TUNINGS
+from fastresnet.kernels.norm_act import BatchNormAct2d
+from fastresnet.kernels.timing import Run, captured, sets_beyond_cache, time_interleaved
+
+ROUNDS = 5
+CALLS = 10
+
+
+class BlockShape(NamedTuple):
+    """Blocks alike: [batch_size, channels, side, side] in and out, ``repeats`` of them in the network."""
+
+    batch_size: int
+    channels: int
+    side: int
+    repeats: int
+
+
+class Block(nn.Module):
+    """conv - norm - act - conv - norm - add - act, as in a stage after its first block."""
+
+    def __init__(self, channels: int, activation: Activation, kernels: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = BatchNormAct2d(channels, activation, kernels=kernels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = BatchNormAct2d(channels, activation, kernels=kernels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm2(self.conv2(self.norm1(self.conv1(x))), residual=x)
+
+
+def time_blocks(
+    kernels: Sequence[str],
+    blocks: Sequence[BlockShape],
+    activation: Activation,
+    dtype: torch.dtype,
+    device: torch.device,
+    compiled: bool,
+) -> dict[str, float]:
+    """Return the seconds that all ``blocks`` take forward and backward, by implementation (medians, added up)."""
+    totals = dict.fromkeys(kernels, 0.0)
+    for shape in blocks:
+        runs = {name: block_runs(name, shape, activation, dtype, device, compiled) for name in kernels}
+        for name, times in time_interleaved(runs, device, rounds=ROUNDS, calls=CALLS).items():
+            totals[name] += shape.repeats * times.p50_s
+        torch._dynamo.reset()  # these graphs are of no more use, and count against the recompile limit
+    return totals
+
+
+def block_runs(
+    kernels: str,
+    shape: BlockShape,
+    activation: Activation,
+    dtype: torch.dtype,
+    device: torch.device,
+    compiled: bool,
+) -> list[Run]:
+    """Return calls that run one block forward and backward, one for each of several sets of inputs."""
+    block = Block(shape.channels, activation, kernels).to(device)
+    block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = torch.compile(block, fullgraph=True) if compiled else block
+    parameters = list(block.parameters())
+
+    def run(x: torch.Tensor, dy: torch.Tensor) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            y = module(x)
+        torch.autograd.grad(y, [x, *parameters], dy)
+
+    bytes_each = (
+        6 * _random(shape, dtype, device).nbytes
+    )  # input, both convolutions' and norms' outputs, gradient
+    return [
+        captured(
+            partial(run, _random(shape, dtype, device).requires_grad_(), _random(shape, dtype, device)),
+            device,
+        )
+        for _ in range(sets_beyond_cache(bytes_each, device))
+    ]
+
+
+def fastest_tuning(
+    blocks: Sequence[BlockShape], activation: Activation, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Return which of TUNINGS takes the least time for the norms of ``blocks``, with and without an add."""
+    totals = [0.0] * len(TUNINGS)
+    for shape in blocks:
+        runs = {
+            str(tuning): norm_runs(shape, activation, dtype, device, tuning) for tuning in range(len(TUNINGS))
+        }
+        for name, times in time_interleaved(runs, device, rounds=ROUNDS, calls=CALLS).items():
+            totals[int(name)] += shape.repeats * times.p50_s
+    return totals.index(min(totals))
+
+
+def norm_runs(
+    shape: BlockShape, activation: Activation, dtype: torch.dtype, device: torch.device, tuning: int
+) -> list[Run]:
+    """Return calls of the two fused norms of a block, forward and backward, one for each of several input sets."""
+    weight, bias = (torch.rand(shape.channels, device=device, requires_grad=True) for _ in range(2))
+
+    def run(x: torch.Tensor, residual: torch.Tensor, dy: torch.Tensor) -> None:
+        for added in (None, residual):
+            y = ops.bn_act(x, weight, bias, added, 1e-5, activation, tuning)[0]
+            inputs = [x, weight, bias] if added is None else [x, weight, bias, added]
+            torch.autograd.grad(y, inputs, dy)
+
+    runs = []
+    for _ in range(sets_beyond_cache(3 * _random(shape, dtype, device).nbytes, device)):
+        x, residual = (_random(shape, dtype, device).requires_grad_() for _ in range(2))
+        runs.append(captured(partial(run, x, residual, _random(shape, dtype, device)), device))
+    return runs
+
+
+def _random(shape: BlockShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    size = (shape.batch_size, shape.channels, shape.side, shape.side)
+    return torch.randn(size, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,161 @@
+"""Which implementation a run's norms take: measured on whole blocks, once per machine, before anything compiles.
+
+An op of ours is a barrier to Inductor's fusion, so nothing less than a block inside a compiled graph tells which is
+faster. The result is a constant of the run: it goes to its config, and into every :class:`BatchNormAct2d`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastresnet import __version__
+from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.errors import UserError, did_you_mean
+from fastresnet.kernels.block_time import BlockShape, fastest_tuning, time_blocks
+from fastresnet.kernels.fusion import Activation
+from fastresnet.kernels.norm_act import KERNELS, TRITON_KERNELS
+
+CACHE_FILE = "kernels.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the norms take, and why.
+
+    Attributes:
+        kernels: one of ``norm_act.KERNELS``.
+        reason: a line for the user.
+        times_s: seconds that the network's blocks took, forward and backward, by implementation; empty if nothing was
+            measured.
+    """
+
+    kernels: str
+    reason: str
+    times_s: dict[str, float]
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """Return why Triton cannot run on ``device``, or None where it can."""
+    if device.type != "cuda":
+        return f"Triton compiles for GPUs, and this run is on the {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton needs a GPU of compute capability 8.0 (Ampere) or newer"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+def choose_kernels(
+    wanted: str,
+    blocks: Sequence[BlockShape],
+    *,
+    activation: Activation,
+    dtype: torch.dtype,
+    device: torch.device,
+    compiled: bool,
+    deterministic: bool,
+    cache_folder: Path,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Choice:
+    """Return what ``--kernels wanted`` comes to; ``auto`` is the fastest of what this machine can run.
+
+    Args:
+        wanted: ``auto``, or one of ``norm_act.KERNELS``.
+        blocks: the network's blocks at the run's batch size.
+        activation: the network's.
+        dtype: what the convolutions compute in.
+        device: the run's.
+        compiled: the step goes through torch.compile.
+        deterministic: then nothing is measured, since another day's measurement may differ: the kernels where they
+            run, whose sums are always added in the same order.
+        cache_folder: where measurements are kept, in ``kernels.json``.
+        announce: told once, before a measurement that takes a minute.
+
+    Raises:
+        UserError: an unknown name, or one that cannot be had here.
+    """
+    obstacle = triton_obstacle(device)
+    plain = "inductor" if compiled else "eager"
+    if wanted != "auto":
+        return _as_asked(wanted, obstacle, compiled)
+    if obstacle is not None:
+        return Choice(kernels=plain, reason=obstacle, times_s={})
+    if deterministic:
+        return Choice(kernels="triton", reason="deterministic, so not measured", times_s={})
+    key = machine_key(blocks, activation, dtype, device, compiled)
+    file = cache_folder / CACHE_FILE
+    cached = _read(file).get(key)
+    if cached is not None:
+        return _choice(cached, plain, "measured earlier on this machine")
+    announce(
+        "measuring which batch-norm kernels are fastest here: about a minute, once per machine and network"
+    )
+    try:
+        triton = TRITON_KERNELS[fastest_tuning(blocks, activation, dtype, device)]
+        times = time_blocks([plain, triton], blocks, activation, dtype, device, compiled)
+    except Exception as error:
+        # a compiler's failure on some machine must not keep it from training
+        first_line = (str(error).splitlines() or [""])[0]
+        return Choice(
+            kernels=plain, reason=f"measuring failed: {type(error).__name__}: {first_line}", times_s={}
+        )
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    write_sealed_json(file, {**_read(file), key: times})
+    return _choice(times, plain, f"measured on {torch.cuda.get_device_name(device)}")
+
+
+def machine_key(
+    blocks: Sequence[BlockShape], activation: str, dtype: torch.dtype, device: torch.device, compiled: bool
+) -> str:
+    """Return what a measurement holds for: GPU, versions of torch, Triton and these kernels, and the blocks."""
+    import triton
+
+    subject = [list(map(tuple, blocks)), activation, str(dtype), compiled]
+    digest = hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:16]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return "; ".join(
+        [
+            name,
+            f"torch {torch.__version__}",
+            f"triton {triton.__version__}",
+            f"fastresnet {__version__}",
+            digest,
+        ]
+    )
+
+
+def _as_asked(wanted: str, obstacle: str | None, compiled: bool) -> Choice:
+    if wanted not in KERNELS:
+        allowed = ("auto", *KERNELS)
+        near = did_you_mean(wanted, allowed)
+        raise UserError(f"--kernels is {wanted!r}; it must be one of {', '.join(allowed)}{near}")
+    if wanted in TRITON_KERNELS and obstacle is not None:
+        raise UserError(f"--kernels {wanted} cannot be had: {obstacle}; use --kernels auto")
+    if wanted == "inductor" and not compiled:
+        raise UserError(
+            "--kernels inductor is what torch.compile makes; add --compile on, or use --kernels eager"
+        )
+    return Choice(kernels=wanted, reason="as asked", times_s={})
+
+
+def _choice(times: dict[str, float], plain: str, origin: str) -> Choice:
+    # a tie goes to the plain module, which everything else knows how to handle
+    best = min(times, key=lambda name: (times[name], name != plain))
+    told = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in sorted(times.items()))
+    return Choice(kernels=best, reason=f"blocks take {told}; {origin}", times_s=dict(times))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the measurements kept; none where the file is missing or damaged, since they can be made again."""
+    try:
+        return read_sealed_json(file)
+    except UserError:
+        return {}
