@@ -1,0 +1,52 @@
+"""``fastresnet report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastresnet.errors import UserError
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN[:best]...",
+            help="Runs' paths, ids, or 'last'; ':best' tests the best weights. Several are compared.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Report on a finished sweep instead.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to [default: report/ in the run's or sweep's].")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the runs' data set lies now [default: where it was].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
+    sweeps_dir: Annotated[Path, typer.Option(help="Where sweep folders lie.")] = Path("sweeps"),
+) -> None:
+    """Write a page about a run, a comparison of several, or a sweep: one HTML file, and its figures as PNG."""
+    if bool(runs) == (sweep is not None):
+        raise UserError("give either runs, as in `fastresnet report last`, or --sweep NAME")
+    if sweep is not None:
+        from fastresnet.report.sweep_page import write_sweep_report
+
+        written = write_sweep_report(sweep, sweeps_dir=sweeps_dir, out=out)
+    else:
+        from fastresnet.cli.progress import shown_progress
+        from fastresnet.report.page import write_report
+
+        with shown_progress() as progress:
+            written = write_report(
+                runs or [], runs_dir=runs_dir, out=out, data=data, device=device, progress=progress
+            )
+    for notice in written.notices:
+        typer.echo(f"note: {notice}")
+    typer.echo(f"{written.page} ({written.page.stat().st_size / 1e6:.1f} MB, self-contained)")
+    typer.echo(f"{len(written.figures)} figures as PNG beside it")

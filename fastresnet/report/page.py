@@ -1,0 +1,153 @@
+"""The page about a run or several: what it holds, put together and written with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastresnet.errors import UserError
+from fastresnet.evaluation import evaluate_samples
+from fastresnet.inference import split_reference
+from fastresnet.loaders.dataset import open_dataset
+from fastresnet.loaders.sources import Progress
+from fastresnet.report import facts
+from fastresnet.report.augmentation import AugmentationGrid, augmentation_grid
+from fastresnet.report.chart import Chart
+from fastresnet.report.confusion import Predictions, summarise, worst_png
+from fastresnet.report.curves import comparison_curves, joined_note, run_curves
+from fastresnet.report.diagram import network_diagram
+from fastresnet.report.records import RunRecord, read_run
+from fastresnet.report.writing import Written, render, write_page
+
+MOST_RUNS = 10  # as many as there are colours
+
+
+@dataclass(kw_only=True)
+class RunPart:
+    """One run's part of a page.
+
+    Attributes:
+        record: the run.
+        key: before its HTML ids; empty where the page is about one run.
+        weights: which were evaluated.
+        curves, diagram: figures.
+        joined: which epochs of the curves are of the runs it came from; may be empty.
+        predictions, augmentation: None where the data set could not be read.
+        pngs: of the tables that are figures too, by file name without suffix.
+        notices: what is missing, and why.
+    """
+
+    record: RunRecord
+    key: str
+    weights: str
+    curves: list[Chart]
+    joined: str
+    diagram: Chart
+    predictions: Predictions | None = None
+    augmentation: AugmentationGrid | None = None
+    pngs: dict[str, bytes] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def tables(self) -> Any:
+        """The functions of ``facts``, for the template to call on the record."""
+        return facts
+
+
+def write_report(
+    references: Sequence[str],
+    *,
+    runs_dir: Path | str = "runs",
+    out: Path | str | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Written:
+    """Write ``report.html`` about one run, or a comparison of several, and the figures as PNG beside it.
+
+    Args:
+        references: runs by path, name, id or ``last``, with ``:best`` to test the best weights.
+        runs_dir: where to look for them.
+        out: folder to write to; None is ``report`` in the run's folder, or in ``runs_dir`` for several.
+        data: where the runs' data set lies now.
+        device: what to evaluate on.
+
+    Raises:
+        UserError: no such run, a damaged one, one named twice, or a folder that cannot be written.
+    """
+    runs_dir = Path(runs_dir)
+    if len(references) > MOST_RUNS:
+        raise UserError(f"{len(references)} runs were given; a page compares at most {MOST_RUNS}")
+    given = [split_reference(reference) for reference in references]
+    records = [read_run(run, runs_dir) for run, _ in given]
+    names = [record.id for record in records]
+    if len(set(names)) < len(names):
+        raise UserError(f"a run is named twice: {', '.join(names)}; give each once")
+    single = len(records) == 1
+    parts = []
+    for record, (_, weights) in zip(records, given, strict=True):
+        part = _run_part(record, "" if single else f"{record.key}-", weights)
+        _add_samples(part, runs_dir, data, device, progress)
+        parts.append(part)
+    comparison = [] if single else comparison_curves(records)
+    title = _title(records[0]) if single else f"Comparison of {len(records)} runs"
+    html = render(
+        "run.html.j2", title=title, parts=parts, single=single, records=records, comparison=comparison
+    )
+    figures = {chart.name: chart.png for chart in comparison}
+    for part in parts:
+        charts = [*part.curves, part.diagram]
+        figures |= {chart.name: chart.png for chart in charts} | part.pngs
+    folder = (
+        Path(out) if out else records[0].path / "report" if single else runs_dir / "reports" / "-".join(names)
+    )
+    notices = [f"run {part.record.id}: {notice}" for part in parts for notice in part.notices]
+    return write_page(folder, html, figures, notices)
+
+
+def _title(record: RunRecord) -> str:
+    if record.test is None:
+        return f"{record.recipe.arch} with {record.recipe.name} on {record.dataset['name']}"
+    accuracy = facts.percent(record.test["accuracy"])
+    return f"{record.recipe.arch} with {record.recipe.name}: {accuracy} on {record.dataset['name']}"
+
+
+def _run_part(record: RunRecord, prefix: str, weights: str) -> RunPart:
+    sizes = len(record.dataset["class_names"]), record.dataset["image_size"]
+    return RunPart(
+        record=record,
+        key=prefix,
+        weights=weights,
+        curves=run_curves(record, prefix),
+        joined=joined_note(record),
+        diagram=network_diagram(record.spec, *sizes, name=f"{prefix}network"),
+        notices=list(record.notices),
+    )
+
+
+def _add_samples(
+    part: RunPart, runs_dir: Path, data: str | None, device: str, progress: Progress | None
+) -> None:
+    """Add what needs the images; where they cannot be read, say why instead."""
+    record, config = part.record, part.record.config
+    try:
+        dataset = open_dataset(data or config.data, image_size=config.image_size, progress=progress)
+        if dataset.digest != record.dataset["digest"]:
+            raise UserError(
+                f"{data or config.data or 'CIFAR-10'} is not the data set of this run (or has changed)"
+            )
+        outcomes = evaluate_samples(
+            f"{record.path}:{part.weights}", runs_dir=runs_dir, data=data, device=device, progress=progress
+        )
+    except UserError as error:
+        part.notices.append(f"predictions and augmentation are not shown: {error}")
+        return
+    part.predictions = summarise(outcomes, record.on, part.key)
+    part.pngs[f"{part.key}confusion"] = part.predictions.chart.png
+    if part.predictions.worst:
+        title = f"Worst-classified images of {record.dataset['name']}: right class \u2192 prediction"
+        part.pngs[f"{part.key}worst"] = worst_png(outcomes, part.predictions.worst, title)
+    part.augmentation = augmentation_grid(record, dataset)
+    part.pngs[f"{part.key}augmentation"] = part.augmentation.png

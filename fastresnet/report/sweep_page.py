@@ -1,0 +1,1 @@
+"""The page about a sweep: its cells beside what was printed."""
