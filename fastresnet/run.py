@@ -83,6 +83,16 @@ class RunConfig(BaseModel):
             raise UserError(f"{option} is {first['input']!r}: {message}") from None
 
 
+def duration(seconds: float) -> str:
+    """Return seconds in words: 12.3 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 class Clocks(BaseModel):
     """Seconds by what was on the clock, summed over resumed segments.
 

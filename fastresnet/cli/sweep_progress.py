@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fastresnet.cli.train_progress import LiveLine, TrainProgress, duration
+from fastresnet.cli.train_progress import LiveLine, TrainProgress
 from fastresnet.engine.listener import RunInfo
+from fastresnet.run import duration
 from fastresnet.sweep_cells import Cell
 from fastresnet.sweep_progress import Status, SweepListener
 

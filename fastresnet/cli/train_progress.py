@@ -16,7 +16,7 @@ import typer
 from fastresnet.arch import get_arch
 from fastresnet.cli.progress import shown_progress
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.run import RunResult
+from fastresnet.run import RunResult, duration
 
 LONG_RUN_S = 600.0  # a run that will take longer says so, and names a shorter one
 LIVE_EVERY_S = 0.5  # on a terminal
@@ -47,16 +47,6 @@ def on_run(name: str, run: str, runs_dir: Path) -> str:
     """Return the command line of ``fastresnet name ... run``, such as ``train --resume``."""
     where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
     return command(*name.split(), run, *where)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words: 12.3 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class LiveLine:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from fastresnet.report.diagram import network_rows
 from fastresnet.report.records import RunRecord
-from fastresnet.report.tables import DASH, Bar, Table, Value, count, duration, number, percent
+from fastresnet.report.tables import DASH, Bar, Table, Value, count, number, percent
+from fastresnet.run import duration
 
 Z95 = 1.959964  # of a 95% interval
 

@@ -1,1 +1,135 @@
 """The page about a sweep: its cells beside what was printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastresnet.atomic import read_sealed_json
+from fastresnet.errors import UserError, did_you_mean
+from fastresnet.report.bars import sweep_charts
+from fastresnet.report.facts import Tile
+from fastresnet.report.records import ABOUT_DATA
+from fastresnet.report.tables import DASH, Bar, Table, Value, count, percent, points
+from fastresnet.report.writing import Written, render, write_page
+from fastresnet.sweep_table import TABLE_JSON, caption
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_sweep_report(
+    name: str, *, sweeps_dir: Path | str = "sweeps", out: Path | str | None = None
+) -> Written:
+    """Write ``report.html`` about a sweep and its figures as PNG.
+
+    Args:
+        name: the sweep's name, or its folder's path.
+        sweeps_dir: where sweeps' folders lie.
+        out: folder to write to; None is ``report`` in the sweep's.
+
+    Raises:
+        UserError: there is no such sweep, it has no table yet, or the folder cannot be written.
+    """
+    folder = _find(name, Path(sweeps_dir))
+    content = read_sealed_json(folder / TABLE_JSON)
+    rows, on = content["rows"], _on(content)
+    charts = sweep_charts(rows, content["columns"], on)
+    html = render(
+        "sweep.html.j2",
+        title=f"{content['title'] or content['name']}: {on}",
+        content=content,
+        caption=caption(content),
+        tiles=_tiles(rows),
+        charts=charts,
+        table=_table(rows, content["columns"], on),
+        unfinished=sum(row["state"] in ("running", "waiting") for row in rows),
+        failed=[row for row in rows if row["state"] == "failed"],
+        label=_label,
+        about_data=ABOUT_DATA.get(content["conditions"]["dataset_name"], ""),
+    )
+    figures = {chart.name: chart.png for chart in charts}
+    return write_page(Path(out) if out else folder / "report", html, figures, ())
+
+
+def _find(name: str, sweeps_dir: Path) -> Path:
+    for folder in (sweeps_dir / name, Path(name)):
+        if (folder / TABLE_JSON).is_file():
+            return folder
+    if (sweeps_dir / name).is_dir():
+        raise UserError(f"sweep {name} has no table yet; `fastresnet sweep {name}` goes on with it")
+    names = sorted(path.parent.name for path in sweeps_dir.glob(f"*/{TABLE_JSON}"))
+    known = f"; it holds {', '.join(names)}" if names else "; run one first: fastresnet sweep NAME"
+    raise UserError(f"no sweep {name!r} in {sweeps_dir}{did_you_mean(name, names)}{known}")
+
+
+def _on(content: Mapping[str, Any]) -> str:
+    given = content["conditions"]
+    return f"{given['dataset_name']}{' (drawn images)' if given['dataset_is_builtin'] else ''}"
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in row["cell"].items())
+
+
+def _tiles(rows: Rows) -> list[Tile]:
+    done = [row for row in rows if row["accuracy"] is not None]
+    tiles = [Tile("Cells", f"{len(done)} of {len(rows)}", "with an accuracy")]
+    if done:
+        top = max(done, key=lambda row: row["accuracy"])
+        tiles.append(
+            Tile(
+                "Highest test accuracy",
+                percent(top["accuracy"]),
+                f"{_label(top)}, of {len(done)} single runs",
+            )
+        )
+    both = [row["accuracy"] - row["printed_accuracy"] for row in done if row["printed_accuracy"] is not None]
+    if both:
+        tiles.append(
+            Tile(
+                "Mean difference to printed",
+                f"{points(sum(both) / len(both))} points",
+                f"over {len(both)} cells, from {points(min(both))} to {points(max(both))}",
+            )
+        )
+    return tiles
+
+
+def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
+    lines = []
+    for row in rows:
+        ours, printed = row["accuracy"], row["printed_accuracy"]
+        accuracy: Value = DASH if ours is None else Bar(percent(ours), ours)
+        both = ours is not None and printed is not None
+        remarks = ("" if row["state"] == "done" else row["state"], row["error"], row["note"])
+        lines.append(
+            (
+                *(str(row["cell"].get(column, DASH)) for column in columns),
+                row["arch"],
+                count(row["params"]),
+                DASH if row["printed_params"] is None else count(row["printed_params"]),
+                accuracy,
+                percent(printed),
+                points(ours - printed) if both else DASH,
+                "; ".join(filter(None, remarks)),
+            )
+        )
+    first = len(columns) + 1
+    return Table(
+        caption=f"Cells on {on}, beside what was printed",
+        columns=(
+            *columns,
+            *(
+                "network",
+                "parameters",
+                "printed parameters",
+                "accuracy",
+                "printed",
+                "difference in points",
+                "",
+            ),
+        ),
+        rows=tuple(lines),
+        numeric=frozenset(range(first, first + 5)),
+    )

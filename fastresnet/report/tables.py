@@ -60,13 +60,3 @@ def count(value: int | None) -> str:
 def points(difference: float | None) -> str:
     """Return a difference of two shares in percentage points, with its sign."""
     return DASH if difference is None else f"{100 * difference:+.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words: 12.3 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
