@@ -79,16 +79,12 @@ def block_runs(
             y = module(x)
         torch.autograd.grad(y, [x, *parameters], dy)
 
-    bytes_each = (
-        6 * _random(shape, dtype, device).nbytes
-    )  # input, both convolutions' and norms' outputs, gradient
-    return [
-        captured(
-            partial(run, _random(shape, dtype, device).requires_grad_(), _random(shape, dtype, device)),
-            device,
-        )
-        for _ in range(sets_beyond_cache(bytes_each, device))
-    ]
+    def prepare() -> Run:
+        return partial(run, _random(shape, dtype, device).requires_grad_(), _random(shape, dtype, device))
+
+    # the input, what both convolutions and both norms return, a gradient
+    bytes_each = 6 * _random(shape, dtype, device).nbytes
+    return [captured(prepare, device) for _ in range(sets_beyond_cache(bytes_each, device))]
 
 
 def fastest_tuning(
@@ -117,11 +113,12 @@ def norm_runs(
             inputs = [x, weight, bias] if added is None else [x, weight, bias, added]
             torch.autograd.grad(y, inputs, dy)
 
-    runs = []
-    for _ in range(sets_beyond_cache(3 * _random(shape, dtype, device).nbytes, device)):
+    def prepare() -> Run:
         x, residual = (_random(shape, dtype, device).requires_grad_() for _ in range(2))
-        runs.append(captured(partial(run, x, residual, _random(shape, dtype, device)), device))
-    return runs
+        return partial(run, x, residual, _random(shape, dtype, device))
+
+    bytes_each = 3 * _random(shape, dtype, device).nbytes
+    return [captured(prepare, device) for _ in range(sets_beyond_cache(bytes_each, device))]
 
 
 def _random(shape: BlockShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

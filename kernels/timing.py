@@ -37,22 +37,25 @@ def sets_beyond_cache(bytes_each: int, device: torch.device) -> int:
     return max(2, min(64, 1 + 3 * cache // max(bytes_each, 1)))
 
 
-def captured(run: Run, device: torch.device) -> Run:
-    """Return ``run`` as the replay of a CUDA graph, so that launches cost next to nothing; on a CPU, ``run``.
+def captured(prepare: Callable[[], Run], device: torch.device) -> Run:
+    """Return ``prepare()`` as the replay of a CUDA graph, so that launches cost next to nothing; on a CPU, itself.
 
-    ``run`` is called a few times first, on a side stream, as capture asks for.
+    Preparing, some warming calls and the capture share one side stream: autograd runs a backward pass on the stream
+    that its forward pass ran on, and a capture must stay on its own.
     """
     if device.type != "cuda":
-        return run
+        return prepare()
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
+        run = prepare()
         for _ in range(3):
             run()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         run()
+    torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay
 
 

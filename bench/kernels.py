@@ -1,0 +1,299 @@
+"""The fused norms against eager PyTorch and Inductor, by shape and direction, and against the bytes they must move.
+
+    python -m fastresnet.bench.kernels --out FOLDER [--arch resnet24] [--batch-size 512]
+
+On the clock: the calls alone, replayed from CUDA graphs on a GPU, taking several sets of inputs in turn so that none
+is in the cache. Off it: building, compiling, capture and warm-up. The implementations take turns, so that a clock that
+drifts slows all alike. Inductor and the kernels are timed inside compiled graphs, eager as it is, each with the running
+statistics' update.
+
+A shape's floor is what two passes over device memory must move (one pass, where a slab of channels fits a program's
+registers): inputs read, outputs written, nothing twice that need not be. The share is the floor's bytes over the time,
+as a part of the speed of a large copy on the same device; where the tensors fit the L2 cache it can exceed 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch._functorch import config as functorch_config
+
+from fastresnet.arch import ArchSpec, get_arch
+from fastresnet.bench.kernels_page import write_page
+from fastresnet.bench.record import make_record
+from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, resolve_device, resolve_threads
+from fastresnet.kernels.dispatch import triton_obstacle
+from fastresnet.kernels.fusion import Activation, Added, Fusion
+from fastresnet.kernels.geometry import plan_one_pass
+from fastresnet.kernels.norm_act import INTERPRETED, TRITON_KERNELS, BatchNormAct2d
+from fastresnet.kernels.timing import Run, captured, sets_beyond_cache, time_interleaved
+
+Direction = Literal["forward", "backward", "both"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far beyond any cache
+
+# tensors of the activation's size that are read or written, by passes and what is added
+FORWARD = {1: {"none": 2, "plain": 3}, 2: {"none": 3, "plain": 4, "norm": 5}}
+BACKWARD = {1: {"none": 3, "plain": 4}, 2: {"none": 5, "plain": 6, "norm": 8}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One norm of a network: ``act(bn(x))``, with a residual added, or with a residual that has a norm of its own."""
+
+    batch_size: int
+    channels: int
+    side: int
+    added: Added
+    activation: Activation
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """Say what is fused, and over what shape."""
+        kind = {"none": "bn", "plain": "bn+add", "norm": "bn+bn"}[self.added]
+        return f"{kind}+{self.activation} {self.batch_size}x{self.channels}x{self.side}x{self.side}"
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of one activation."""
+        return self.batch_size * self.channels * self.side**2
+
+    @property
+    def num_passes(self) -> int:
+        """Passes over device memory that our kernels take."""
+        return (
+            1 if self.added != "norm" and plan_one_pass(self.batch_size * self.side**2, self.channels) else 2
+        )
+
+    def floor_bytes(self, direction: Direction) -> float:
+        """Return the fewest bytes that this many passes move, what is saved for the backward pass included."""
+        fusion = Fusion(self.activation, self.added)
+        bits = self.num_elements / 8 if fusion.saves_bits else 0
+        again = self.num_elements * self.dtype.itemsize if fusion.saves_residual else 0
+        activation = self.num_elements * self.dtype.itemsize
+        floor = {
+            "forward": FORWARD[self.num_passes][self.added] * activation + bits,
+            "backward": BACKWARD[self.num_passes][self.added] * activation + bits + again,
+        }
+        return floor[direction] if direction != "both" else floor["forward"] + floor["backward"]
+
+
+def cases_of(spec: ArchSpec, batch_size: int, dtype: torch.dtype, image_size: int = 32) -> list[Case]:
+    """Return the kinds of norm at every stage's output of ``spec``, the largest map first."""
+    cases = []
+    for stage, (width, side) in enumerate(zip(spec.channels, spec.map_sizes(image_size), strict=True)):
+        kinds: tuple[Added, ...] = ("none", "plain", "norm") if stage else ("none", "plain")
+        cases += [
+            Case(
+                batch_size=batch_size,
+                channels=width if added == "none" else width * spec.expansion,
+                side=side,
+                added=added,
+                activation=spec.activation,
+                dtype=dtype,
+            )
+            for added in kinds
+        ]
+    return list(dict.fromkeys(cases))
+
+
+def copy_speed(device: torch.device) -> float:
+    """Return the bytes a second that a large copy on ``device`` moves, read and written counted."""
+    source = torch.randint(0, 256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = time_interleaved({"copy": [lambda: target.copy_(source)]}, device, rounds=5, calls=4)
+    return 2 * source.nbytes / times["copy"].p50_s
+
+
+class Subject:
+    """One implementation of one case, with inputs of its own."""
+
+    def __init__(self, case: Case, kernels: str, device: torch.device) -> None:
+        def norm(activation: Activation) -> BatchNormAct2d:
+            return BatchNormAct2d(case.channels, activation, kernels=kernels).to(device)
+
+        def tensor() -> torch.Tensor:
+            size = (case.batch_size, case.channels, case.side, case.side)
+            values = torch.randn(size, dtype=case.dtype, device=device)
+            return values.contiguous(memory_format=torch.channels_last)
+
+        self.norm = norm(case.activation)
+        self.shortcut_norm = norm("identity") if case.added == "norm" else None
+        self.x, self.dy = tensor().requires_grad_(), tensor()
+        self.residual = None if case.added == "none" else tensor().requires_grad_()
+        self.inputs = [self.x, *self.norm.parameters()]
+        if self.residual is not None:
+            self.inputs.append(self.residual)
+        if self.shortcut_norm is not None:
+            self.inputs += self.shortcut_norm.parameters()
+        compiled = kernels != "eager"
+        self.module: Any = torch.compile(self.norm, fullgraph=True) if compiled else self.norm
+
+    def forward(self) -> torch.Tensor:
+        """Return what the norm returns, ready for a backward pass."""
+        return self.module(self.x, self.residual, self.shortcut_norm)
+
+    def both(self) -> None:
+        """Run the forward pass, then the backward pass."""
+        torch.autograd.grad(self.forward(), self.inputs, self.dy)
+
+    def prepare(self, direction: Direction) -> Run:
+        """Return what is timed; the forward pass that a backward pass needs is run here."""
+        if direction == "backward":
+            return partial(torch.autograd.grad, self.forward(), self.inputs, self.dy, retain_graph=True)
+        return self.forward if direction == "forward" else self.both
+
+    def saved_bytes(self) -> int:
+        """Return the bytes kept for the backward pass beside the inputs, the weights and the output itself."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = self.forward()
+        for known in (y, *self.inputs, *self.norm.buffers()):
+            kept.pop(known.untyped_storage().data_ptr(), None)
+        return sum(kept.values())
+
+
+def measure_case(
+    case: Case,
+    implementations: Sequence[str],
+    device: torch.device,
+    copy_bytes_per_s: float,
+    *,
+    rounds: int,
+    calls: int,
+) -> list[dict[str, Any]]:
+    """Return a row for every direction and implementation of one case."""
+    rows = []
+    num_sets = sets_beyond_cache(3 * case.num_elements * case.dtype.itemsize, device)
+    # a compiled backward pass that is to run again may not take the buffers of its graph for itself
+    with functorch_config.patch(donated_buffer=False):
+        saved = {name: Subject(case, name, device).saved_bytes() for name in implementations}
+        for direction in DIRECTIONS:
+            runs = {
+                name: [
+                    captured(partial(Subject(case, name, device).prepare, direction), device)
+                    for _ in range(num_sets)
+                ]
+                for name in implementations
+            }
+            floor = case.floor_bytes(direction)
+            for name, times in time_interleaved(runs, device, rounds=rounds, calls=calls).items():
+                rows.append(
+                    {
+                        "case": case.name,
+                        **asdict(case),
+                        "dtype": str(case.dtype).removeprefix("torch."),
+                        "direction": direction,
+                        "implementation": name,
+                        **times._asdict(),
+                        "passes": case.num_passes,
+                        "floor_bytes": floor,
+                        "share_of_copy": floor / times.p50_s / copy_bytes_per_s,
+                        "saved_bytes": saved[name],
+                    }
+                )
+    torch._dynamo.reset()  # these graphs are of no more use, and count against the recompile limit
+    return rows
+
+
+def bench_kernels(
+    cases: Sequence[Case],
+    *,
+    device_wanted: str = "auto",
+    kernels: Sequence[str] = ("triton",),
+    rounds: int = 5,
+    calls: int = 20,
+    progress: Callable[[str], None] = lambda line: None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Measure ``cases`` and return a record; the module's docstring says what is on the clock.
+
+    Args:
+        cases: what to measure, in this order.
+        device_wanted: auto, cpu, cuda or cuda:N.
+        kernels: which of ``norm_act.TRITON_KERNELS`` to measure beside eager and Inductor, where Triton runs.
+        rounds, calls: each implementation is called ``rounds * calls`` times, ``calls`` in a row.
+        progress: told a line for each case.
+        out_of_time: asked before each case; once true, the rest is named under ``not_measured``.
+    """
+    device = resolve_device(device_wanted)
+    threads = resolve_threads(0)
+    torch.set_num_threads(threads)
+    obstacle = None if INTERPRETED and device.type == "cpu" else triton_obstacle(device)
+    implementations = ["eager", "inductor", *(kernels if obstacle is None else ())]
+    speed = copy_speed(device)
+    progress(f"{device_name(device)}: a copy moves {speed / 1e9:.1f} GB/s")
+    if obstacle is not None:
+        progress(f"Triton is left out: {obstacle}")
+    rows: list[dict[str, Any]] = []
+    left = list(cases)
+    while left and not out_of_time():
+        case = left.pop(0)
+        new = measure_case(case, implementations, device, speed, rounds=rounds, calls=calls)
+        whole = [row for row in new if row["direction"] == "both"]
+        told = ", ".join(f"{row['implementation']} {1e6 * row['p50_s']:.1f} us" for row in whole)
+        progress(f"{case.name}: {told}")
+        rows += new
+    return make_record(
+        "kernels",
+        device_name(device),
+        threads,
+        copy_bytes_per_s=speed,
+        triton=obstacle or ("interpreted" if INTERPRETED else "compiled"),
+        cuda_graphs=device.type == "cuda",
+        rounds=rounds,
+        calls=calls,
+        rows=rows,
+        not_measured=[case.name for case in left],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line says and write ``kernels.json``, ``kernels.md`` and ``kernels.png``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastresnet.bench.kernels", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--arch", default="resnet24", help="whose norms are measured: a name or slug")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--amp", choices=["auto", *AMP_DTYPES], default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tunings", action="store_true", help="measure every tuning of the kernels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    chosen = parser.parse_args(arguments)
+    dtype = AMP_DTYPES[resolve_amp(chosen.amp, resolve_device(chosen.device))]
+    record = bench_kernels(
+        cases_of(get_arch(chosen.arch), chosen.batch_size, dtype),
+        device_wanted=chosen.device,
+        kernels=TRITON_KERNELS if chosen.tunings else TRITON_KERNELS[:1],
+        rounds=chosen.rounds,
+        calls=chosen.calls,
+        progress=lambda line: print(line, flush=True),
+    )
+    typed = sys.argv[1:] if arguments is None else arguments
+    # as in every record, file names in place of whole paths
+    shown = [os.path.basename(part) if os.path.isabs(part) else part for part in typed]
+    record["command"] = f"{parser.prog} {shlex.join(shown)}"
+    for path in write_page(record, chosen.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

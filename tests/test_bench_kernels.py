@@ -1,0 +1,140 @@
+"""The kernels' benchmark: its byte floors, its cases, and one small measurement from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import DEVICE
+from optional_parts import need
+
+from fastresnet.arch import get_arch
+from fastresnet.bench import kernels
+from fastresnet.bench.kernels import Case, Subject, bench_kernels, cases_of, main
+from fastresnet.bench.kernels_page import draw, to_markdown, write_page
+
+
+def case(added: str = "none", activation: str = "relu", batch_size: int = 512, **changes: Any) -> Case:
+    here: dict[str, Any] = {"channels": 64, "side": 32, "dtype": torch.bfloat16, **changes}
+    return Case(batch_size=batch_size, added=added, activation=activation, **here)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("added", "activation", "forward", "backward"),
+    [
+        # bytes of bf16 an element, counted by hand: read for the statistics, read again, written ...
+        ("none", "relu", 2 + 2 + 2, 4 + 4 + 2),
+        ("plain", "relu", 2 + 4 + 2 + 1 / 8, 4 + 1 / 8 + 2 + 4 + 2),  # bits; g is written, then read for dx
+        ("plain", "gelu", 2 + 4 + 2, 6 + 2 + 4 + 2),  # the residual again: anchors' 8E and 14E
+        ("norm", "relu", 4 + 4 + 2, 6 + 6 + 4),
+    ],
+)
+def test_floor_of_two_passes(added: str, activation: str, forward: float, backward: float) -> None:
+    subject = case(added, activation)
+    assert subject.num_passes == 2
+    elements = 512 * 64 * 32 * 32
+    assert subject.floor_bytes("forward") == forward * elements
+    assert subject.floor_bytes("backward") == backward * elements
+    assert subject.floor_bytes("both") == (forward + backward) * elements
+
+
+def test_floor_of_one_pass() -> None:
+    subject = case(batch_size=4, side=8)
+    assert subject.num_passes == 1
+    assert [subject.floor_bytes(d) / subject.num_elements for d in ("forward", "backward")] == [4, 6]
+
+
+def test_cases_of_a_network() -> None:
+    names = [case.name for case in cases_of(get_arch("resnet24"), 512, torch.bfloat16)]
+    assert names[:3] == ["bn+relu 512x64x32x32", "bn+add+relu 512x64x32x32", "bn+relu 512x128x16x16"]
+    assert len(names) == len(set(names)) == 11 and names[-1] == "bn+bn+relu 512x256x4x4"
+    wide = cases_of(get_arch("improved-resnet"), 8, torch.float32)
+    assert [c.channels for c in wide] == [64, 256, 128, 512, 512, 256, 1024, 1024]
+
+
+def test_what_is_saved() -> None:
+    """Beside inputs and output: a mean and a variance a channel, and a bit an element where there is an add."""
+    need("triton")
+    small = {"batch_size": 2, "channels": 8, "side": 4, "dtype": torch.float32}
+
+    def saved(added: str, activation: str) -> int:
+        subject = Subject(case(added, activation, **small), "triton", DEVICE)
+        subject.module = subject.norm
+        return subject.saved_bytes()
+
+    assert saved("none", "relu") == saved("plain", "gelu") == 2 * 8 * 4
+    assert saved("plain", "relu") == 2 * 8 * 4 + 2 * 8 * 16 // 8
+    assert saved("norm", "relu") == 4 * 8 * 4
+
+
+def test_from_measurement_to_page(tmp_path: Path) -> None:
+    """Eager, Inductor and the kernels (interpreted where there is no GPU), all directions of one small case."""
+    need("triton")
+    cases = [case(activation="silu", batch_size=2, channels=4, side=4), case("plain", batch_size=2)]
+    answers = iter([False, True])
+    told: list[str] = []
+    kernels.COPY_BYTES, kept = {"cpu": 2**20, "cuda": 2**26}, kernels.COPY_BYTES
+    try:
+        record = bench_kernels(
+            cases,
+            device_wanted=DEVICE.type,
+            rounds=1,
+            calls=2,
+            progress=told.append,
+            out_of_time=lambda: next(answers),
+        )
+    finally:
+        kernels.COPY_BYTES = kept
+    assert len(record["rows"]) == 9 and record["not_measured"] == [cases[1].name]
+    for row in record["rows"]:
+        assert row["case"] == cases[0].name and row["dtype"] == "bfloat16" and row["passes"] == 1
+        assert 0 < row["p20_s"] <= row["p50_s"] <= row["p80_s"]
+        assert row["share_of_copy"] == pytest.approx(
+            row["floor_bytes"] / row["p50_s"] / record["copy_bytes_per_s"]
+        )
+    assert told[-1].startswith("bn+silu 2x4x4x4: eager ")
+    paths = write_page(record, tmp_path / "out")
+    assert [path.name for path in paths] == ["kernels.json", "kernels.md", "kernels.png"]
+    assert json.loads(paths[0].read_text())["rows"] == record["rows"]
+    page = paths[1].read_text()
+    assert page.count("| bn+silu 2x4x4x4 |") == 3 and "for want of time: bn+add+relu 2x64x32x32" in page
+    assert ("ran in its interpreter" in page) == (DEVICE.type == "cpu")
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    where = {"device_name": "some CPU", "torch": "2"}
+    plain = {
+        "environment": where,
+        "date": "2026-01-01",
+        "command": "x",
+        "copy_bytes_per_s": 1e9,
+        "triton": "compiled",
+    }
+    return plain | {"rounds": 1, "calls": 1, "cuda_graphs": False, "rows": rows, "not_measured": []} | changes
+
+
+def test_a_page_says_what_is_unmeasured() -> None:
+    page = to_markdown(record_of([], triton="Triton is not installed"))
+    assert "**The kernels are unmeasured here: Triton is not installed.**" in page
+    assert draw(record_of([])).startswith(b"\x89PNG")
+
+
+def test_the_command_measures_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def record(cases: list[Case], **options: Any) -> dict[str, Any]:
+        seen.append((cases, options))
+        return record_of([])
+
+    monkeypatch.setattr(kernels, "bench_kernels", record)
+    main(
+        ["--arch", "resnet8", "--batch-size", "4", "--amp", "bf16", "--tunings", "--out", str(tmp_path / "a")]
+    )
+    cases, options = seen[0]
+    assert len(cases) == 8 and {c.batch_size for c in cases} == {4}
+    assert options["kernels"] == ("triton", "triton-1", "triton-2", "triton-3")
+    assert (tmp_path / "a" / "kernels.md").exists()
