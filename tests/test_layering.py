@@ -53,7 +53,7 @@ ROOMS = {
     "train": Room(("training", "assembly", "evaluation"), TRAIN_MAY),
     "sweep": Room(("sweep*",), ("arch", "recipe", "run", "engine", "loaders", "train")),
     # train: a confusion matrix is an evaluation, an augmentation grid what the training loader yields
-    "report": Room(("report",), (*TRAIN_MAY, "train")),
+    "report": Room(("report",), (*TRAIN_MAY, "train", "sweep")),
     "bench": Room(("bench",), EVERYTHING_BUT_CLI),
     "cli": Room(("cli", "__main__"), (*EVERYTHING_BUT_CLI, "bench")),
 }
