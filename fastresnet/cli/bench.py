@@ -35,3 +35,91 @@ def throughput(
     write_record(path, record)
     typer.echo(describe(record))
     typer.echo(f"record     {path}")
+
+
+@app.command("loaders")
+def loaders(
+    data: Annotated[
+        str | None, typer.Option(help="As for train [default: CIFAR-10, downloaded once].")
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Worker counts of the DataLoader rows [default: 0,2,4,8,12,16,20; quick: 0,2]."),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="How often each row is measured, in turn [default: 3; quick: 1].", min=1),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.", min=1)] = 128,
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: images a second alone.")] = False,
+    arch: Annotated[
+        str | None, typer.Option(help="Also measure the share of this arch's step spent waiting for data.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps a row for that.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The record; a .md and a .png go beside it [default: in bench-results]."),
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
+    ] = None,
+    insert: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Also put the table into a marked text file.")
+    ] = None,
+) -> None:
+    """Measure every way of loading images here: the worker table of the reports, and each of our backends."""
+    import json
+
+    from fastresnet.bench.loader_report import insert as insert_table
+    from fastresnet.bench.loader_report import markdown, plot
+    from fastresnet.bench.record import write_record
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.errors import UserError
+
+    if show is not None:
+        try:
+            record = json.loads(show.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the record {show}: {error}") from error
+    else:
+        from fastresnet.bench.loaders import WORKERS, Plan, measure
+        from fastresnet.bench.throughput import default_record_path
+
+        plan = Plan(
+            workers=_counts(workers) if workers else WORKERS[:2] if quick else WORKERS,
+            repeats=repeats or (1 if quick else 3),
+            batch_size=batch_size,
+            quick=quick,
+            device=device,
+            arch=arch,
+            steps=steps,
+        )
+        if not quick:
+            typer.echo(
+                "This takes minutes to an hour; --quick takes one. Ctrl-C keeps what is done.", err=True
+            )
+        with shown_progress() as progress:
+            record = measure(plan, data, progress, lambda text: typer.echo(text, err=True))
+        path = out or default_record_path("loaders")
+        write_record(path, record)
+        path.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+        plot(record, path.with_suffix(".png"))
+        typer.echo(f"record     {path}, and the same as .md and .png", err=True)
+    for place in insert or []:
+        insert_table(record, place)
+    typer.echo(markdown(record), nl=False)
+    if record["interrupted"]:
+        raise typer.Exit(130)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    from fastresnet.errors import UserError
+
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 0:
+        raise UserError(f"--workers is {text!r}; give counts with commas between them, as in 0,2,4")
+    return tuple(dict.fromkeys(counts))
