@@ -18,7 +18,7 @@ GatherInto = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, bool], Non
 def gather_tensor(
     out: torch.Tensor, images: torch.Tensor, table: torch.Tensor, padding: int, reflect: bool
 ) -> None:
-    """Do what ``gather.gather`` does with index arithmetic, which a compiler fuses into one kernel.
+    """Do what ``gather.gather`` does with index arithmetic, on any device.
 
     Args:
         out: uint8 [B, H, W, 3], overwritten.
@@ -54,6 +54,9 @@ class ResidentLoader(EpochCursor):
             own = np.array(split.images if whole else split.images[split.members])
             self._images = torch.from_numpy(own).to(device)
             self._out = torch.empty(shape, dtype=torch.uint8, device=device)
+            if kernel is not None:  # compiled now rather than at the first batch
+                nothing = torch.zeros((4, shape[0]), dtype=torch.int64, device=device)
+                kernel(self._out, self._images, nothing, spec.padding, spec.padding_mode == "reflect")
         except (IndexError, MemoryError, torch.OutOfMemoryError) as error:
             self.close()
             raise loader_failed("resident", error) from error
@@ -93,10 +96,10 @@ def _device_kernel(device: torch.device) -> GatherInto | None:
     if device.type == "cpu":
         return None
     try:
-        import triton  # noqa: F401
-    except ImportError:
+        from fastresnet.loaders.gather_triton import gather_triton
+    except ImportError:  # no triton: the same bits from a handful of torch's own kernels
         return gather_tensor
-    return torch.compile(gather_tensor)
+    return gather_triton
 
 
 @register("resident")

@@ -100,6 +100,37 @@ def test_the_kernel_never_writes_outside_its_batch() -> None:
     assert np.all(fenced[[0, 21]] == 77)
 
 
+def test_the_triton_kernel_gives_the_same_bits() -> None:
+    need("triton")
+    run_python(
+        """
+        from fastresnet.loaders.gather_triton import gather_triton
+        from fastresnet.loaders.resident_backend import ResidentLoader
+        from fastresnet.loaders.testing import check_bits
+        check_bits(lambda split, spec, device, *, workers: ResidentLoader(split, spec, device, gather_triton))
+        """,
+        TRITON_INTERPRET="1",
+    )
+
+
+def test_the_triton_kernel_compiles_for_a_gpu() -> None:
+    need("triton")
+    run_python(
+        """
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+        from fastresnet.loaders.gather_triton import BLOCK, _gather
+        kinds = {"out": "*u8", "images": "*u8", "table": "*i64", "reflect": "constexpr", "BLOCK": "constexpr"}
+        signature = {name: kinds.get(name, "i32") for name in _gather.arg_names}
+        for reflect in (False, True):
+            source = ASTSource(fn=_gather, signature=signature, constexprs={"reflect": reflect, "BLOCK": BLOCK})
+            assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+        """,
+        TRITON_INTERPRET="0",
+    )
+
+
 def run_python(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
