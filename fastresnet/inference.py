@@ -180,7 +180,7 @@ class Network:
 
     @torch.inference_mode()
     def _probabilities(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        batch = torch.tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
         return self.module(batch).softmax(1)
 
     def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:

@@ -26,7 +26,10 @@ PARTS: dict[str, Callable[[], bool]] = {
     "dali": lambda: _importable("nvidia", "nvidia.dali"),
     "triton": lambda: _importable("triton"),
     "torchrun": _has_torchrun,
-    "chromium": lambda: shutil.which("chromium") is not None,
+    "onnx": lambda: all(_importable(name) for name in ("onnx", "onnxscript", "onnxruntime")),
+    "chromium": lambda: (
+        all(shutil.which(name) for name in ("chromium", "chromedriver")) and _importable("selenium")
+    ),
 }
 
 
