@@ -251,7 +251,7 @@ class SweepStore:
         with self._database.errors():
             with suppress(UpdateFinishedTrialError):
                 self._storage.set_trial_intermediate_value(claim.trial_id, epoch, value)
-            return self._study.pruner.prune(self._study, self._storage.get_trial(claim.trial_id))
+            return bool(self._study.pruner.prune(self._study, self._storage.get_trial(claim.trial_id)))
 
     def records(self) -> dict[str, Record]:
         """Return how each cell stands, in the order they were given; one never wanted is left out."""

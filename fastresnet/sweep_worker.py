@@ -87,7 +87,7 @@ class Worker:
                 return
             if all(records[key].state == "waiting" and key in self._refused for key in unfinished):
                 first = self._refused[min(unfinished)]
-                raise UserError(f"{len(unfinished)} cells are left that were begun elsewhere: {first}")
+                raise UserError(f"cells left that were begun elsewhere: {len(unfinished)}; of the first, {first}")
             self.listener.on_wait(status_of(self.step, self.cells, records))
             time.sleep(LOOK_EVERY_S)
 

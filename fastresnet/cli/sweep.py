@@ -26,7 +26,7 @@ WHAT, DATA, WHERE, MACHINE = (
     "Where and how",
     "Machine (all chosen for you by default)",
 )
-PARENT_LOOK_S = 1.0  # how often a worker looks whether the command that started it lives
+PARENT_LOOK_S = 0.5  # how often a worker looks whether the command that started it lives
 
 
 def sweep(
