@@ -127,7 +127,7 @@ def percent_axis(axes: Axes, which: str = "y") -> None:
 def _inline(svg: str, name: str, alt: str) -> str:
     """Return matplotlib's document as an element that can stand in a page, in the page's colours and font."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     # Ids are made anew by every figure, and a page holds many.
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
