@@ -1,0 +1,269 @@
+"""Real processes, killed and stopped at any moment, and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import random
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_runs import ARCH, BATCH, assert_same_science, train_tiny, write_tiny
+
+from fastresnet.engine.checkpoint import load_last
+from fastresnet.folder import CONFIG, LOCK, find_run
+from fastresnet.training import resume
+
+COMMAND = (sys.executable, "-m", "fastresnet", "train")
+TINY = ("--arch", ARCH, "--batch-size", str(BATCH), "--threads", "1", "--device", "cpu")
+FAR = 300.0  # seconds after which a process that should have ended or spoken is taken to hang
+NUM_KILLS = 5
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.npz")
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start ``fastresnet train`` in ``folder``, in a process group of its own that does not outlive the test."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def await_line(process: subprocess.Popen[str], start: str) -> str:
+    """Return the next line of output that begins with ``start``."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    pytest.fail(f"ended without saying {start!r}: {process.stderr and process.stderr.read()}")
+
+
+def await_run(process: subprocess.Popen[str], folder: Path) -> Path:
+    """Return the run's folder once it is there."""
+    end = time.monotonic() + FAR
+    while process.poll() is None and time.monotonic() < end:
+        found = list((folder / "runs").glob(f"[!.]*/{CONFIG}"))
+        if found:
+            return found[0].parent
+        time.sleep(0.002)
+    pytest.fail(f"made no run: {process.communicate()}")
+
+
+def test_killed_at_random_moments_a_run_learns_the_same_bits(data: Path, tmp_path: Path) -> None:
+    """Every run is killed while it trains, each at another moment, one of them again after it was resumed."""
+    whole_since = time.monotonic()
+    whole = train_tiny(data, tmp_path / "whole", {"epochs": 12}, save_every_s=0.02)
+    lasts = time.monotonic() - whole_since
+    own = ("--epochs", "12", "--set", "optimizer.lr=0.05", "--save-every", "0.02", "--data", str(data))
+    seed = time.time_ns()
+    print(f"kills drawn with seed {seed}; a whole run lasts {lasts:.2f} s")
+
+    def killed_run(number: int) -> Path:
+        drawn = random.Random(seed + number)
+        for attempt in range(20):
+            folder = tmp_path / f"killed-{number}-{attempt}"
+            with started(folder, *TINY, *own) as process:
+                run = await_run(process, folder)
+                time.sleep(drawn.uniform(0, 0.8 * lasts))
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            if not (run / "result.json").exists():  # else it was quicker than the moment
+                return run
+        pytest.fail("no run was killed before its end")
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(killed_run, range(NUM_KILLS)))
+    steps = [load_last(run)[0]["state"]["step"] for run in runs]
+    print(f"going on from steps {steps}")
+    assert len(set(steps)) > 1
+
+    with started(runs[0].parent.parent, "--resume", "last") as process:
+        await_line(process, "resuming")
+        time.sleep(random.Random(seed).uniform(0, 0.3 * lasts))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for run in runs:
+        resume(str(run))
+        assert_same_science(run, whole)
+        assert not list(run.glob(".*")) and list(run.parent.iterdir()) == [run]
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "loader"), [(signal.SIGINT, 130, "numba"), (signal.SIGTERM, 143, "torch")]
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    signum: int, code: int, loader: str, data: Path, tmp_path: Path
+) -> None:
+    """Sent to the whole process group, as terminals, `timeout` and batch systems do, and twice, as `timeout` does."""
+    arguments = ("--epochs", "100000", "--loader", loader, "--workers", "2", "--runs-dir", "my runs")
+    folder = tmp_path / "here"
+    with started(folder, *TINY, "--data", str(data), *arguments) as process:
+        await_line(process, "epoch")
+        os.killpg(process.pid, signum)
+        os.killpg(process.pid, signum)
+        stdout, stderr = process.communicate(timeout=FAR)
+    assert (process.returncode, stderr) == (code, "")
+    said, command = stdout.splitlines()[-2:]
+    found = re.fullmatch(
+        rf"stopped by {signal.Signals(signum).name}; saved after step (\d) of epoch (\d+); to go on:", said
+    )
+    assert found, said
+    state = load_last(find_run("last", folder / "my runs"))[0]["state"]
+    assert (state["epoch_step"], state["epoch"] + 1) == (int(found[1]), int(found[2]))
+
+    # The line works as it stands, and in a shell that knows nothing of how the first was started.
+    going_on = subprocess.Popen(
+        ["bash", "-c", f"exec {command.strip()}"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        line = await_line(going_on, "resuming")
+    finally:
+        os.killpg(going_on.pid, signal.SIGKILL)
+        going_on.communicate()
+    assert line == f"resuming in epoch {found[2]}, after {found[1]} of its 6 steps\n"
+
+
+def test_a_second_process_on_a_run_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    with started(folder, *TINY, "--data", str(data), "--epochs", "100000") as process:
+        run = await_run(process, folder)
+        before = (run / LOCK).read_bytes()
+        with started(folder, "--resume", "last") as second:
+            stdout, stderr = second.communicate(timeout=FAR)
+    assert (second.returncode, stdout) == (2, "")
+    said = rf"fastresnet: error: runs/{run.name} is in use by another process \(pid {process.pid}\); .*\n"
+    assert re.fullmatch(said, stderr)
+    assert (run / LOCK).read_bytes() == before
+
+
+def test_stopped_while_packing_nothing_is_left(tmp_path: Path, cache: Path) -> None:
+    with started(tmp_path / "here", *TINY, "--data", "shapes") as process:
+        end = time.monotonic() + FAR
+        while not list(cache.glob("packs/.*.partial/*")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=FAR)
+    assert (process.returncode, stdout) == (143, "")
+    assert stderr.splitlines()[-1] == "fastresnet: stopped by SIGTERM; nothing was left half-written"
+    assert "Traceback" not in stderr
+    assert not list(cache.glob("packs/.*.partial")) and not (tmp_path / "here" / "runs").exists()
+
+
+class Terminal:
+    """``fastresnet train`` on a terminal of 200 columns, where Ctrl-C can be typed."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.shown = ""
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.environ |= {"TERM": "xterm", "COLUMNS": "200"}
+            os.execv(sys.executable, [*COMMAND, *arguments])
+
+    def read(self, until: str | None) -> str:
+        """Return what is shown up to and with ``until``, or to the end."""
+        end = time.monotonic() + FAR
+        while until is None or until not in self.shown:
+            assert select.select([self.screen], [], [], max(0, end - time.monotonic()))[0], self.shown
+            try:
+                more = os.read(self.screen, 4096)
+            except OSError:  # Linux's way of saying that the other side was closed
+                more = b""
+            if not more:
+                assert until is None, self.shown
+                break
+            self.shown += more.decode()
+        cut = len(self.shown) if until is None else self.shown.index(until) + len(until)
+        found, self.shown = self.shown[:cut], self.shown[cut:]
+        return found
+
+    def interrupt(self) -> tuple[int, str]:
+        """Type Ctrl-C; return the exit code and what was shown after it."""
+        os.write(self.screen, b"\x03")
+        shown = self.read(None)
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.screen)
+        return os.waitstatus_to_exitcode(status), shown
+
+
+def screen_lines(shown: str) -> list[str]:
+    """Return the lines that a terminal is left with: a carriage return and an erasure overwrite."""
+    lines = []
+    for line in re.sub(r"\x1b\[\?\d+[hl]", "", shown).replace("\r\n", "\n").split("\n"):
+        last = line.rsplit("\r\x1b[K", 1)[-1]
+        if last:
+            lines.append(last)
+    return lines
+
+
+def test_ctrl_c_while_warming_up_is_one_line(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    slow = ("--arch", "n3-b4-c64", "--batch-size", "100", "--threads", "1", "--data", str(data))
+    terminal = Terminal(folder, *slow)
+    terminal.read("warming up on random labels")
+    code, shown = terminal.interrupt()
+    assert code == 130
+    assert [line.replace("^C", "") for line in screen_lines(shown)][-1:] == [
+        "fastresnet: stopped by SIGINT; nothing was left half-written"
+    ]
+    assert "Traceback" not in shown and not (folder / "runs").exists()
+
+
+def test_a_terminal_shows_progress_and_ctrl_c_ends_it_cleanly(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    arguments = (*TINY, "--data", str(data), "--epochs", "100000", "--loader", "torch", "--workers", "1")
+    terminal = Terminal(folder, *arguments)
+    before = terminal.read("left\r")  # a live line that was overwritten
+    live = before.rsplit("\x1b[K", 1)[-1]
+    assert re.fullmatch(r"epoch \d+/100000  step \d/6  [\d,]+ img/s  [\d. a-z]+ left\r", live), live
+    lines = screen_lines(before + terminal.read("  lr "))
+    assert any(re.search(rf"(^|\x1b\[2K)arch     {ARCH}: ", line) for line in lines)
+    assert any(
+        re.match(r"epoch +1/100000  loss \d\.\d{4}  train 0\.\d{4}  test 0\.\d{4}  lr ", line)
+        for line in lines
+    )
+    code, shown = terminal.interrupt()
+    assert code == 130 and "Traceback" not in shown
+    *_, said, command = screen_lines(shown)
+    assert said.removeprefix("^C").startswith("stopped by SIGINT; saved after step")
+    assert shlex.split(command)[-3:-1] == ["train", "--resume"]
+    assert find_run(shlex.split(command)[-1], folder / "runs")
