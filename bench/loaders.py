@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from fastresnet.assembly import Data
 from fastresnet.bench.isolated import FailedError, run_isolated
 from fastresnet.bench.record import make_record
-from fastresnet.bench.throughput import StudentImages
+from fastresnet.bench.student import StudentImages
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.encoded import open_encoded
@@ -276,13 +276,20 @@ def resolve_in_child(wanted: str, weigh: Weigh) -> tuple[str, str]:
     return str(device), device_name(device)
 
 
-def measure(plan: Plan, data: str | None, progress: Progress, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure every row and return the record; Ctrl-C ends it with what is done.
+def measure(
+    plan: Plan,
+    data: str | None,
+    progress: Progress,
+    tell: Callable[[str], None],
+    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> dict[str, Any]:
+    """Measure every row and return the record.
 
     Args:
         data: as ``--data``.
         progress: told of packing.
         tell: told of each row as it is done.
+        stops: what ends it early, with what is done by then; the record's ``interrupted`` names the signal.
     """
     device, machine = run_isolated(resolve_in_child, plan.device, limit_s=120).value
     dataset = open_dataset(data, progress=progress)
@@ -295,7 +302,7 @@ def measure(plan: Plan, data: str | None, progress: Progress, tell: Callable[[st
     results: dict[Row, dict[str, Any]] = {row: {"runs": [], "error": None} for row in rows}
     copies: list[float] = []
     waits: dict[Row, list[dict[str, float]]] = {}
-    interrupted = False
+    interrupted = None
     try:
         for repeat in range(plan.repeats):
             copies.append(run_isolated(measure_copy, limit_s=120).value)
@@ -305,8 +312,8 @@ def measure(plan: Plan, data: str | None, progress: Progress, tell: Callable[[st
                 tell(_attempt(results[row], row, inputs, files, plan, device, f"{repeat + 1}/{plan.repeats}"))
         if plan.arch is not None:
             _measure_waits(waits, results, inputs, files, plan, device, tell)
-    except KeyboardInterrupt:
-        interrupted = True
+    except stops as stop:
+        interrupted = str(getattr(stop, "name", "SIGINT"))
     cores = len(os.sched_getaffinity(0))
     return make_record(
         "loaders",

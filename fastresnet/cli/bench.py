@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fastresnet.cli.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
 
@@ -100,7 +103,8 @@ def loaders(
                 "This takes minutes to an hour; --quick takes one. Ctrl-C keeps what is done.", err=True
             )
         with shown_progress() as progress:
-            record = measure(plan, data, progress, lambda text: typer.echo(text, err=True))
+            stops = (KeyboardInterrupt, Stopped)
+            record = measure(plan, data, progress, lambda text: typer.echo(text, err=True), stops)
         path = out or default_record_path("loaders")
         write_record(path, record)
         path.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
@@ -109,8 +113,8 @@ def loaders(
     for place in insert or []:
         insert_table(record, place)
     typer.echo(markdown(record), nl=False)
-    if record["interrupted"]:
-        raise typer.Exit(130)
+    if show is None and record["interrupted"]:
+        raise typer.Exit(128 + signal.Signals[record["interrupted"]])
 
 
 def _counts(text: str) -> tuple[int, ...]:
