@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -103,9 +104,26 @@ def resolve_threads(wanted: int) -> int:
     return wanted or len(os.sched_getaffinity(0))
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what it is given back, rather than return each large tensor's pages to the system.
+
+    Otherwise every activation on a CPU is fresh pages, which the kernel clears one by one: 6 to 11% of a resnet24
+    step on two cores. Elsewhere than on glibc nothing is done.
+    """
+    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+
+
 def prepare(config: RunConfig, device: torch.device) -> None:
-    """Set the process up as a resolved config says: threads and determinism."""
+    """Set the process up as a resolved config says: threads, memory and determinism."""
     torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
