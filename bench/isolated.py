@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from fastresnet.errors import UserError
+
 SAMPLE_EVERY_S = 0.05
 
 
@@ -55,8 +57,10 @@ def _child(connection: Connection, function: Callable[..., Any], arguments: tupl
     try:
         connection.send(("done", function(*arguments, weigh)))
     except BaseException as error:
-        lines = str(error).strip().splitlines() or [""]
-        connection.send(("failed", f"{type(error).__name__}: {lines[0]}"))
+        line = (str(error).strip().splitlines() or [""])[0]
+        connection.send(
+            ("failed", line if isinstance(error, UserError) else f"{type(error).__name__}: {line}")
+        )
 
 
 def run_isolated(function: Callable[..., Any], *arguments: Any, limit_s: float) -> Outcome:

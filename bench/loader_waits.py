@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastresnet.assembly import Data, build_step, choose_machine
-from fastresnet.bench.loaders import Images, Plan, Row, Weigh
+from fastresnet.bench.loader_rows import Images, Plan, Row, Weigh
 from fastresnet.loaders.protocol import Batch, Split
 from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig

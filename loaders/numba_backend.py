@@ -146,6 +146,8 @@ class NumbaLoader(EpochCursor):
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=True, cancel_futures=True)
+            if self._stream is not None:
+                self._stream.synchronize()  # no copy may be under way into memory that is given back
         self._iterations += 1
         self._ahead_slabs.clear()
         self._slabs = []

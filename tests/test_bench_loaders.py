@@ -164,6 +164,12 @@ def test_a_file_without_marks_is_refused(tmp_path: Path) -> None:
     assert page.read_text() == "no marks"
 
 
+def test_a_gpu_that_is_not_there_is_named(npz_file: Path) -> None:
+    done = bench("--quick", "--data", str(npz_file), "--device", "cuda:99")
+    assert isinstance(done.exception, UserError)
+    assert "cuda:99" in str(done.exception)
+
+
 @pytest.mark.parametrize("workers", ["two", "", "0,-1", "1.5"])
 def test_worker_counts_are_checked(workers: str) -> None:
     done = bench("--workers", workers) if workers else bench("--workers", ",")

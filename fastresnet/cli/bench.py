@@ -86,7 +86,8 @@ def loaders(
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the record {show}: {error}") from error
     else:
-        from fastresnet.bench.loaders import WORKERS, Plan, measure
+        from fastresnet.bench.loader_rows import WORKERS, Plan
+        from fastresnet.bench.loaders import measure
         from fastresnet.bench.throughput import default_record_path
 
         plan = Plan(
