@@ -150,7 +150,7 @@ def test_without_data_or_network_it_trains_on_shapes_and_every_accuracy_says_so(
     assert lines[1].startswith("! CIFAR-10 could not be had: ") and "refused" in lines[1]
     assert "--data cifar-10-python.tar.gz" in lines[1]
     assert lines[2].startswith("! Training on 'shapes' instead, the built-in set of drawn images.")
-    spoken = [line for line in lines if "accuracy on " in line or "  test " in line]
+    spoken = [line for line in lines if "accuracy on shapes" in line or "  test " in line]
     assert len(spoken) == 4
     for line in spoken:
         assert "shapes" in line, line

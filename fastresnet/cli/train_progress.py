@@ -61,6 +61,7 @@ class LiveLine:
         """Show ``text``, unless something was shown a moment ago and it need not be ``now``."""
         since = time.monotonic() - self.at
         if self.live and (now or since > LIVE_EVERY_S):
+            self.shown = text  # first, so that a signal in the midst of it leaves something to clear
             sys.stdout.write(f"\r\x1b[K{text}")
             sys.stdout.flush()
         elif not self.live and since > PRINT_EVERY_S and self.at:
