@@ -157,6 +157,7 @@ class SweepRun:
             cells=wanted,
             runs_dir=self.folder / RUNS,
             config=self.options.config,
+            prune=self.options.prune,
             allow_different_machine=self.options.allow_different_machine,
             listener=self.listener,
             changed=note,

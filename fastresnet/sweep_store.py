@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 State = Literal["waiting", "running", "done", "pruned", "failed"]
+OUTCOME = "outcome"  # a trial's attribute: what its worker said when it ended it
 GRACE = 4  # heartbeats that a worker may miss before it counts as dead
 # Pruning: from this many finished cells on, and not before a cell has had this many epochs.
 PRUNE_FROM_CELLS, PRUNE_FROM_EPOCHS = 4, 2
@@ -56,7 +57,7 @@ class Record:
 
     Attributes:
         state: ``failed`` is for good, unless failed cells are tried again.
-        attrs: what its trial holds, such as ``accuracy``, ``run`` and ``error``.
+        attrs: what its worker said at the end, such as ``accuracy``, ``run`` and ``error``.
     """
 
     state: State
@@ -148,7 +149,7 @@ class SweepStore:
             own = trials.get(key, [])
             if key not in self._wanted or any(trial.state != TrialState.FAIL for trial in own):
                 continue
-            if own and "error" in own[-1].user_attrs and not retry_failed:
+            if own and "error" in _outcome(own[-1]) and not retry_failed:
                 continue
             self._study.add_trial(
                 create_trial(
@@ -235,8 +236,7 @@ class SweepStore:
 
         with self._alone():
             try:
-                for key, attr in attrs.items():
-                    self._storage.set_trial_user_attr(claim.trial_id, key, attr)
+                self._storage.set_trial_user_attr(claim.trial_id, OUTCOME, dict(attrs))
                 values = None if value is None else [value]
                 ended = self._storage.set_trial_state_values(claim.trial_id, state, values)
             except UpdateFinishedTrialError:
@@ -271,19 +271,21 @@ class SweepStore:
                 state = ended[final[0].state]
             elif own and own[-1].state == TrialState.RUNNING:
                 state = "running"
-            elif own and "error" in own[-1].user_attrs:
+            elif own and "error" in _outcome(own[-1]):
                 state = "failed"
             counting = (final or own[-1:])[:1]
-            attrs = dict(counting[0].user_attrs) if counting else {}
-            records[key] = Record(state=state, attrs=attrs)
+            records[key] = Record(state=state, attrs=_outcome(counting[0]) if counting else {})
         return records
 
 
 def _times_lost(own: list[FrozenTrial]) -> int:
     """Return how often a cell's worker fell silent."""
-    return sum(
-        trial.state.is_finished() and not {"released", "error"} & set(trial.user_attrs) for trial in own
-    )
+    return sum(trial.state.is_finished() and not _outcome(trial) for trial in own)
+
+
+def _outcome(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what the worker of a trial said when it ended it; empty where it was lost."""
+    return dict(trial.user_attrs.get(OUTCOME, {}))
 
 
 def _shown(value: Any) -> str:

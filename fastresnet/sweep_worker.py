@@ -50,6 +50,7 @@ class Worker:
         cells: those to train, by key.
         runs_dir: where their run folders lie.
         config: data, seed and machine.
+        prune: stop cells that do worse than the median of the others at the same epoch.
         allow_different_machine: resume a run that another kind of machine began.
         listener: told how it goes on.
         changed: called after each end of a cell.
@@ -60,6 +61,7 @@ class Worker:
     cells: Mapping[str, Cell]
     runs_dir: Path
     config: RunConfig
+    prune: bool
     allow_different_machine: bool
     listener: SweepListener
     changed: Callable[[], Any]
@@ -87,7 +89,9 @@ class Worker:
                 return
             if all(records[key].state == "waiting" and key in self._refused for key in unfinished):
                 first = self._refused[min(unfinished)]
-                raise UserError(f"cells left that were begun elsewhere: {len(unfinished)}; of the first, {first}")
+                raise UserError(
+                    f"cells left that were begun elsewhere: {len(unfinished)}; of the first, {first}"
+                )
             self.listener.on_wait(status_of(self.step, self.cells, records))
             time.sleep(LOOK_EVERY_S)
 
@@ -99,7 +103,7 @@ class Worker:
         begun = (self.runs_dir / run / CONFIG).is_file()
         status = status_of(self.step, self.cells, self.store.records())
         self.listener.on_cell_start(cell, status, resumed=begun)
-        watched = cast(Listener, _Watched(self.listener, self.store, claim))
+        watched = cast(Listener, _Pruning(self.listener, self.store, claim)) if self.prune else self.listener
         try:
             with self.store.beating(claim):
                 result = self._resume(run, watched) if begun else self._train(cell, run, watched)
@@ -180,7 +184,7 @@ def outcome(result: RunResult) -> dict[str, Any]:
     }
 
 
-class _Watched:
+class _Pruning:
     """A listener that also reports each epoch to the study, and stops a hopeless cell."""
 
     def __init__(self, listener: SweepListener, store: SweepStore, claim: Claim) -> None:
@@ -206,9 +210,9 @@ class _Watched:
 
 
 def _free_memory() -> None:
-    """Leave the next cell what this one took: compiled code is kept a few times a process, by default."""
-    gc.collect()
+    """Leave the next cell the GPU's memory, and room for its compiled code: a process keeps only so much."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -156,7 +156,7 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 def test_death_before_any_write_to_the_database_loses_no_cell(tmp_path: Path, fuse: dict[str, float]) -> None:
     """A worker dies before its n-th write, the next one, which finds what it left, after some more."""
     keys = ["a", "b"]
-    for count in range(13):  # the first cell is complete by then, and the second is like it
+    for count in range(10):  # the first cell is complete by then, and the second is like it
         file = tmp_path / f"{count}.db"
         for writes in (count, count // 2 + 1):
             fuse["writes"] = writes
