@@ -160,6 +160,7 @@ class Fit:
         results: dict[str, EvalResult] = {}
         if last or listens or (state.epoch + 1) % self.eval_every == 0:
             for name, loader in self.evals.items():
+                self.listener.on_phase(f"epoch {state.epoch + 1}: evaluating on {name}")
                 final = last and name == "test"
                 results[name] = evaluate(
                     state.eval_model,

@@ -104,6 +104,7 @@ class TrainStep:
                 scaler.unscale_(state.optimizer)  # type: ignore[arg-type] # Lookahead has the same interface
             nn.utils.clip_grad_norm_(state.model.parameters(), self.clip_grad_norm, foreach=True)
         if scaler:
+            # Skipping an overflow waits for the device, but for fused optimizers, which look at it there.
             scaler.step(state.optimizer)  # type: ignore[arg-type] # likewise
             scaler.update()
         else:
