@@ -62,6 +62,7 @@ class Crops:
 @cache
 def _library() -> SimpleNamespace:
     """Import FFCV and return what is used of it, with two classes of ours that need it to be defined."""
+    threads = torch.get_num_threads()
     try:
         import ffcv.loader
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
@@ -75,7 +76,8 @@ def _library() -> SimpleNamespace:
             f"the ffcv loader needs ffcv, which cannot be imported ({error}); `fastresnet doctor` says what to "
             "install, or use --loader numba"
         ) from error
-    # FFCV sets torch's thread count to its own number of workers; the training keeps its own.
+    # FFCV sets torch's thread count, when imported and to its number of workers; the training keeps its own.
+    torch.set_num_threads(threads)
     compiler.ch = SimpleNamespace(set_num_threads=lambda count: None)
 
     class CropFlip(Operation):

@@ -254,7 +254,7 @@ def test_an_empty_split_is_refused() -> None:
 
 def test_the_default_on_a_cpu() -> None:
     with example_split() as split:
-        assert default_backend(split, "cpu") == "numba"
+        assert default_backend([split], "cpu") == "numba"
 
 
 @pytest.mark.parametrize(("name", "module"), [("ffcv", "ffcv"), ("dali", "nvidia.dali")])
@@ -268,13 +268,18 @@ def test_a_missing_backend_says_what_to_do(name: str, module: str, monkeypatch: 
 
 def test_ffcv_leaves_torchs_threads_alone() -> None:
     need("ffcv")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    run_python(
+        """
+        import torch
+        from fastresnet.loaders.protocol import LoaderSpec
+        from fastresnet.loaders.registry import open_loader
+        from fastresnet.loaders.testing import example_split
+        torch.set_num_threads(2)
         with example_split() as split:
             loader = open_loader("ffcv", split, LoaderSpec(batch_size=8), "cpu", workers=1)
+            assert torch.get_num_threads() == 2
             for _ in loader:
                 assert torch.get_num_threads() == 2
             loader.close()
-    finally:
-        torch.set_num_threads(threads)
+        """
+    )
