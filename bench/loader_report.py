@@ -131,6 +131,7 @@ def _caption(record: dict[str, Any]) -> str:
         f"One thread copies {copy:.1f} GB/s here.",
         "`*`: more workers than cores.",
         "A DataLoader with transforms yields normalised float32, the others uint8 that the training normalises.",
+        "`ffcv` crops and flips with our kernel, as a step of its pipeline.",
     ]
     if record["epochs"] is None:
         parts.append("A quick look: seconds a row, no five epochs.")

@@ -220,7 +220,7 @@ def check_start_step(open_backend: OpenBackend, device: torch.device = _CPU) -> 
 
 def check_ranks(open_backend: OpenBackend, device: torch.device = _CPU) -> None:
     """Ranks' slices, one after another, are the global batch, for every number of ranks that divides it."""
-    for drop_last, world_sizes in ((False, (2, 4, 8)), (True, (2,))):
+    for drop_last, world_sizes in ((False, (2, 8)), (True, (4,))):
         whole = LoaderSpec(batch_size=8, padding=1, flip="random", drop_last=drop_last)
         with example_split(51) as split:
             expected = reference_epoch(split, whole, 1)
