@@ -147,7 +147,8 @@ def _run_safetensors(contents: bytes, images: torch.Tensor) -> torch.Tensor:
 
 def _traceable(network: Network) -> tuple[NormalisedResNet, tuple[torch.Tensor]]:
     """Return a copy of the module on the CPU, and an input to trace it with."""
-    module = copy.deepcopy(network.module).to("cpu", memory_format=torch.contiguous_format)
+    module = copy.deepcopy(network.module)
+    module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return module, (_noise(2, network.image_size),)
 
 

@@ -23,6 +23,7 @@ from fastresnet.loaders.sources.decode import decode, resize_all
 from fastresnet.recipe import Recipe
 from fastresnet.resnet import build_model
 
+Which = Literal["last", "best"]
 PREDICT_BATCH = 256  # images decoded and held at once
 
 Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8]
@@ -64,13 +65,14 @@ class Weights:
         return self.tensors
 
 
-def split_reference(reference: str) -> tuple[str, str]:
+def split_reference(reference: str) -> tuple[str, Which]:
     """Return the run and the weights, ``last`` or ``best``, of ``RUN[:weights]``. Raises UserError for others."""
     run, _, which = reference.partition(":")
-    which = which or "last"
-    if which not in ("last", "best"):
-        raise UserError(f"{reference!r}: after the colon stands {which!r}; it must be last or best")
-    return run, which
+    if which in ("", "last"):
+        return run, "last"
+    if which == "best":
+        return run, "best"
+    raise UserError(f"{reference!r}: after the colon stands {which!r}; it must be last or best")
 
 
 def load_weights(reference: str, runs_dir: Path) -> Weights:
@@ -203,7 +205,7 @@ def load(
     run: str | os.PathLike[str],
     *,
     runs_dir: Path | str = "runs",
-    weights: Literal["last", "best"] = "last",
+    weights: Which = "last",
     device: str = "auto",
 ) -> Network:
     """Return a run's network, ready to use.
@@ -235,6 +237,6 @@ def load(
         std=tuple(std),
         dataset=data["name"],
         is_builtin=data["is_builtin"],
-        module=module.to(chosen, memory_format=torch.channels_last),
+        module=module.to(chosen, memory_format=torch.channels_last),  # type: ignore[call-overload]
         device=chosen,
     )

@@ -24,6 +24,7 @@ from fastresnet.loaders.registry import open_loader
 from fastresnet.report import facts
 from fastresnet.report.augmentation import NUM_EPOCHS, augmentation_grid
 from fastresnet.report.bars import arrange, sweep_charts
+from fastresnet.report.confusion import matrix_chart
 from fastresnet.report.diagram import network_diagram
 from fastresnet.report.palette import DARK, LEVELS, LIGHT, NUM_SERIES, SHADES, contrast, level_of, shade
 from fastresnet.report.records import read_run
@@ -123,6 +124,14 @@ def test_the_grid_shows_what_training_shows(tmp_path: Path, family: Family) -> N
         "random crop after 2 pixels of zero padding",
         "flip left to right with probability one half",
     )
+
+
+def test_a_matrix_of_many_classes_is_a_figure_in_the_pages_colours() -> None:
+    counts = np.diag(np.arange(1, 31)) + np.eye(30, k=3, dtype=int)
+    chart = matrix_chart(counts, tuple(f"class {i}" for i in range(30)), "many", "confusion")
+    assert not re.search(r"#[0-9a-f]{6}\b", chart.svg)
+    assert chart.svg.count("fill: var(--series0)") == 30 and chart.svg.count("fill: var(--series1)") == 27
+    assert "465 of 492 images are on its diagonal" in chart.alt
 
 
 def test_intervals_of_accuracies() -> None:

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from fastresnet.evaluation import Outcomes
-from fastresnet.report.chart import Chart, draw
-from fastresnet.report.images import data_uri
-from fastresnet.report.palette import level_of, shade
+from fastresnet.report.chart import Chart, colour, draw
+from fastresnet.report.images import data_uri, grid_png
+from fastresnet.report.palette import LEVELS, level_of, shade
 from fastresnet.report.tables import DASH, Bar, Table, count, percent
 
 MOST_CLASSES_IN_TABLE = 20  # beyond, the matrix is a figure without counts
@@ -98,7 +98,7 @@ def summarise(outcomes: Outcomes, on: str, prefix: str = "") -> Predictions:
         loss=found.loss,
         class_names=names,
         matrix=_matrix(counts) if len(names) <= MOST_CLASSES_IN_TABLE else None,
-        chart=_matrix_chart(counts, names, on, f"{prefix}confusion"),
+        chart=matrix_chart(counts, names, on, f"{prefix}confusion"),
         by_class=_by_class(counts, names, on),
         pairs=_pairs(counts, names, on),
         worst=_worst(outcomes),
@@ -131,7 +131,8 @@ def _matrix(counts: NDArray[np.int64]) -> tuple[tuple[MatrixCell, ...], ...]:
     )
 
 
-def _matrix_chart(counts: NDArray[np.int64], names: tuple[str, ...], on: str, name: str) -> Chart:
+def matrix_chart(counts: NDArray[np.int64], names: tuple[str, ...], on: str, name: str) -> Chart:
+    """Return the matrix as a figure, with counts where there are few classes: rows are the right ones."""
     shades, num = _shades(counts), len(names)
     with_counts = num <= MOST_CLASSES_IN_TABLE
     side = 2.2 + 0.46 * num if with_counts else 7.5
@@ -144,12 +145,15 @@ def _matrix_chart(counts: NDArray[np.int64], names: tuple[str, ...], on: str, na
             for j in range(num):
                 if not counts[i, j]:
                     continue
-                background, text = shade(_kind(i, j), level_of(float(shades[i, j])))
+                level = level_of(float(shades[i, j]))
+                if not with_counts:  # stands in the page, whose own colour shows through
+                    hue = colour("series0" if i == j else "series1")
+                    axes.add_patch(Rectangle((j, i), 1, 1, facecolor=hue, alpha=level / LEVELS))
+                    continue
+                background, text = shade(_kind(i, j), level)
                 axes.add_patch(Rectangle((j, i), 1, 1, facecolor=background))
-                if with_counts:
-                    axes.text(
-                        j + 0.5, i + 0.5, str(counts[i, j]), ha="center", va="center", fontsize=8, color=text
-                    )
+                middle = (j + 0.5, i + 0.5)
+                axes.text(*middle, str(counts[i, j]), ha="center", va="center", fontsize=8, color=text)
         step = 1 if with_counts else max(1, num // 50)
         places = np.arange(0, num, step)
         axes.set_xticks(places + 0.5, [names[i] for i in places], rotation=90, fontsize=8)
@@ -225,8 +229,6 @@ def _worst(outcomes: Outcomes) -> tuple[WorstImage, ...]:
 
 def worst_png(outcomes: Outcomes, worst: tuple[WorstImage, ...], title: str) -> bytes:
     """Return the worst images as one PNG."""
-    from fastresnet.report.images import grid_png
-
     pixels = [outcomes.split.images[image.index] for image in worst]
     texts = [f"{image.label}\n\u2192 {image.prediction}" for image in worst]
     return grid_png(title, pixels, texts, columns=8)

@@ -168,11 +168,13 @@ def _label_ends(axes: Axes, lines: list[Line]) -> None:
     places = [place for place, _ in wanted]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + LABEL_GAP)
-    over = max(0.0, places[-1] - 1.0)
+    places[-1] = min(places[-1], 1.0)
+    for i in reversed(range(len(places) - 1)):
+        places[i] = min(places[i], places[i + 1] - LABEL_GAP)
     for place, (_, i) in zip(places, wanted, strict=True):
         axes.annotate(
             lines[i].label,
-            (1, place - over),
+            (1, place),
             xycoords="axes fraction",
             xytext=(6, 0),
             textcoords="offset points",

@@ -76,8 +76,12 @@ def write_page(folder: Path, html: str, figures: Mapping[str, bytes], notices: S
     paths = []
     for name, png in figures.items():
         path = folder / f"{name}.png"
-        write_atomic(path, lambda file, png=png: file.write(png) and None)
+        _write(path, png)
         paths.append(path)
     page = folder / PAGE
-    write_atomic(page, lambda file: file.write(html.encode()) and None)
+    _write(page, html.encode())
     return Written(page=page, figures=tuple(paths), notices=tuple(notices))
+
+
+def _write(path: Path, contents: bytes) -> None:
+    write_atomic(path, lambda file: file.write(contents) and None)
