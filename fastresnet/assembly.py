@@ -55,7 +55,7 @@ def choose_machine(config: RunConfig) -> Machine:
         update={
             "device": str(device),
             "amp": machine.resolve_amp(config.amp, device),
-            "kernels": machine.resolve_kernels(config.kernels),
+            "kernels": "eager",
             "threads": machine.resolve_threads(config.threads),
         }
     )
@@ -161,7 +161,7 @@ class Loaders:
 
 def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> Loaders:
     """Open a run's loaders; ``auto`` takes the registry's default."""
-    backend = config.loader if config.loader != "auto" else default_backend(data.splits["train"], device)
+    backend = config.loader if config.loader != "auto" else default_backend(data.splits.values(), device)
     shuffled = train_loader_spec(recipe, config)
     in_order = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     with ExitStack() as stack:

@@ -164,7 +164,7 @@ def _evaluate(
     model = model.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     augment = build_augment(recipe, trained["mean"], trained["std"], dataset.image_size).to(chosen)
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
-    loader = open_loader(default_backend(splits[split], chosen), splits[split], spec, chosen)
+    loader = open_loader(default_backend([splits[split]], chosen), splits[split], spec, chosen)
     try:
         found = evaluate(model, loader, augment, amp_dtype, tta=tta, on_logits=on_logits)
     finally:

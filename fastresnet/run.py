@@ -18,7 +18,7 @@ from fastresnet.errors import UserError, did_you_mean
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "off"]
-Kernels = Literal["auto", "triton", "inductor", "eager"]
+Kernels = Literal["auto", "eager"]
 
 
 class RunConfig(BaseModel):
@@ -34,7 +34,7 @@ class RunConfig(BaseModel):
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
         device, loader, amp, compile, kernels, threads: ``auto`` (0 threads) until resolved; a run that has
             started holds what was chosen, and a resumed run reuses it.
-        workers: processes of the ``torch`` loader.
+        workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
         deterministic: refuse CUDA operations whose result depends on timing.
         save_every_s: seconds between checkpoints.
         eval_every: epochs between evaluations; the last epoch is always evaluated.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -75,8 +76,8 @@ def open_loader(
     return _registered[backend](split, spec, torch.device(device), workers=workers)
 
 
-def default_backend(split: Split, device: torch.device | str) -> str:
-    """Return ``resident`` on a GPU whose free memory is several times the pack, else ``numba``.
+def default_backend(splits: Iterable[Split], device: torch.device | str) -> str:
+    """Return ``resident`` on a GPU whose free memory is several times what ``splits`` hold, else ``numba``.
 
     On a CPU the pack is already in the page cache, where ``numba`` reads it without a second copy.
     """
@@ -84,4 +85,5 @@ def default_backend(split: Split, device: torch.device | str) -> str:
     if device.type != "cuda":
         return "numba"
     free, _ = torch.cuda.mem_get_info(device)
-    return "resident" if len(split.members) * split.images[0].size * SPARE_FACTOR <= free else "numba"
+    wanted = sum(len(split.members) * math.prod(split.images.shape[1:]) for split in splits)
+    return "resident" if wanted * SPARE_FACTOR <= free else "numba"

@@ -123,8 +123,14 @@ class TorchLoader(EpochCursor):
 
 def _stop_workers(data_loader: DataLoader[torch.Tensor]) -> None:
     workers = getattr(data_loader, "_iterator", None)
-    if workers is not None and hasattr(workers, "_shutdown_workers"):
+    if workers is None or not hasattr(workers, "_shutdown_workers"):
+        return
+    try:
         workers._shutdown_workers()
+    except RuntimeError:  # torch's handler of SIGCHLD says so, wherever we are, when a worker was killed
+        for worker in workers._workers:
+            worker.kill()
+            worker.join()
 
 
 @register("torch")

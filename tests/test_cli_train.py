@@ -16,6 +16,7 @@ import pytest
 from tiny_runs import ARCH, BATCH, STEPS, TINY_TEST, StopAt, only_run, write_tiny
 
 from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.cli import train as train_command
 from fastresnet.cli import train_progress
 from fastresnet.cli.main import main
 from fastresnet.engine.checkpoint import BEST, LAST, PREVIOUS, load_last
@@ -96,7 +97,7 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
         lines[3].startswith("device   ") and "loader numba, amp " in lines[3] and "compile off (" in lines[3]
     )
     assert lines[4] == f"run      runs/{run.name}"
-    assert lines[5].startswith("estimate ") and lines[5].endswith(" as measured over a few warm-up steps")
+    assert lines[5].startswith("estimate ") and lines[5].endswith(" with evaluations, by a few warm-up steps")
     assert [line.split("  ")[0] for line in lines[6:8]] == ["epoch 1/2", "epoch 2/2"]
     accuracy, loss = result["test_accuracy"], result["test_loss"]
     assert lines[8] == f"test accuracy on tiny: {accuracy:.4f} (loss {loss:.4f}), last epoch, no TTA"
@@ -109,7 +110,7 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
     assert lines[11].startswith("times    train ") and "not counted: data " in lines[11]
     assert lines[12].startswith("target   0.3 on tiny: first reached after ")
     assert lines[13] == f"run      runs/{run.name}"
-    assert lines[14] == f"next     ./.venv/bin/fastresnet eval {run.name[-6:]}"
+    assert lines[14] == f"next     .venv/bin/fastresnet eval {run.name[-6:]}"
     assert len(lines) == 15
 
     # The line to type next gives the same figures.
@@ -141,15 +142,15 @@ def test_without_data_or_network_it_trains_on_shapes_and_every_accuracy_says_so(
     fastresnet: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_shapes(monkeypatch)
-    code, out, _ = fastresnet(
-        "train", "--epochs", "1", "--batch-size", "16", "--set", f"arch={ARCH}", "--tta", "--threads", "1"
-    )
+    monkeypatch.setattr(train_command, "_default_arch", lambda *_: {"arch": ARCH, "epochs": 1})
+    code, out, _ = fastresnet("train", "--batch-size", "16", "--tta", "--threads", "1")
     assert code == 0, out
     lines = out.splitlines()
     assert lines[0] == lines[3] == "!" * 78
-    assert lines[1].startswith("! CIFAR-10 could not be had: ") and "refused" in lines[1]
+    assert lines[1].startswith("! CIFAR-10 is not in ") and "could not be downloaded" in lines[1]
+    assert "refused" in lines[1]
     assert "--data cifar-10-python.tar.gz" in lines[1]
-    assert lines[2].startswith("! Training on 'shapes' instead, the built-in set of drawn images.")
+    assert lines[2].startswith("! Training on 'shapes' now, the built-in set of drawn images.")
     spoken = [line for line in lines if "accuracy on shapes" in line or "  test " in line]
     assert len(spoken) == 4
     for line in spoken:
@@ -160,7 +161,9 @@ def test_without_data_or_network_it_trains_on_shapes_and_every_accuracy_says_so(
 
 
 @pytest.mark.parametrize(
-    "named", [("--arch", ARCH), ("--recipe", "fast"), ("--target", "0.9")], ids=["arch", "recipe", "target"]
+    "named",
+    [("--arch", ARCH), ("--recipe", "fast"), ("--target", "0.9"), ("--set", f"arch={ARCH}")],
+    ids=["arch", "recipe", "target", "set"],
 )
 def test_a_run_that_names_something_does_not_fall_back(
     named: tuple[str, str], fastresnet: Command, here: Path
@@ -570,7 +573,7 @@ def test_a_command_is_named_as_it_can_be_typed(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setattr(sys, "argv", [str(program)])
-    assert train_progress.command("eval", "a b") == "./bin/fastresnet eval 'a b'"
+    assert train_progress.command("eval", "a b") == "bin/fastresnet eval 'a b'"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert train_progress.command("eval") == f"{program} eval"

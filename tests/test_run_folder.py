@@ -173,10 +173,14 @@ from pathlib import Path
 from fastresnet.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.lock()
+ready, tell = os.pipe()
 child = os.fork()
 if child:
+    os.read(ready, 1)
     print("held", flush=True)
     print(child, flush=True)
+else:
+    os.write(tell, b"x")  # the child runs, so what is done after a fork in it is done
 time.sleep(60)
 """
 

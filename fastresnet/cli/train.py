@@ -13,7 +13,6 @@ from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
     from fastresnet.cli.train_progress import TrainProgress
-    from fastresnet.recipe import Recipe
     from fastresnet.run import RunConfig
 
 RUN, MODEL, DATA, MACHINE = "Run", "What to train", "Data", "Machine (all chosen for you by default)"
@@ -97,10 +96,14 @@ def train(
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
     ] = None,
     loader: Annotated[
-        str | None, typer.Option(help="auto, resident, numba or torch.", rich_help_panel=MACHINE)
+        str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes of the torch loader.", rich_help_panel=MACHINE)
+        int | None,
+        typer.Option(
+            help="Processes (torch) or threads (numba, ffcv, dali) that load; 0 chooses.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
     compile_: Annotated[
@@ -113,7 +116,7 @@ def train(
         typer.Option("--deterministic", help="Same bits on every run of a GPU too.", rich_help_panel=MACHINE),
     ] = None,
 ) -> None:
-    """Train a network; without arguments, a small one that is done in minutes on a CPU, seconds on a GPU."""
+    """Train a network; without arguments, one that suits this machine (minutes on two CPU cores)."""
     science: dict[str, Any] = {
         "recipe": recipe,
         "arch": arch,
@@ -162,6 +165,7 @@ def train(
     if allow_different_machine:
         raise UserError("--allow-different-machine goes with --resume RUN")
     from fastresnet import training
+    from fastresnet.recipe import load_recipe, recipe_names
     from fastresnet.run import RunConfig
 
     values: dict[str, Any] = {
@@ -174,49 +178,45 @@ def train(
     values |= {"target": target, "save_every_s": save_every, **machine}
     config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
     check_loader(config.loader)
-    chosen = _recipe(recipe, arch, epochs, batch_size, tta, set_, config.device)
-    from fastresnet.recipe import recipe_names
-
+    overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
+    overrides |= {"tta": None if tta is None else "flip" if tta else "none"}
+    overrides = {key: value for key, value in overrides.items() if value is not None} | _assigned(set_)
+    if recipe is None and "arch" not in overrides:
+        overrides = _default_arch(config.device, init_from, runs_dir) | overrides
+    chosen = load_recipe(recipe or "fast").with_overrides(overrides)
     file = recipe if recipe is not None and recipe not in recipe_names() else None
     with _interruptible(runs_dir, progress):
-        may_fall_back = data is None and recipe is None and arch is None and target is None
-        config = _fall_back(config) if may_fall_back else config
+        named = (data, recipe, arch, target, init_from, _assigned(set_).get("arch"))
+        config = config if any(value is not None for value in named) else _fall_back(config)
         result = training.train(
             chosen, config, runs_dir=runs_dir, recipe_file=file, init_from=init_from, listener=progress
         )
     show_result(result, runs_dir)
 
 
-def _recipe(
-    name: str | None,
-    arch: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    tta: bool | None,
-    assignments: list[str] | None,
-    device: str,
-) -> Recipe:
-    """Return the recipe asked for; with neither recipe nor arch, one that suits the device."""
-    from fastresnet.recipe import load_recipe
-
-    overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
-    if tta is not None:
-        overrides["tta"] = "flip" if tta else "none"
-    if name is None and arch is None:
-        from fastresnet.engine.machine import resolve_device
-
-        on_gpu = resolve_device(device).type == "cuda"
-        overrides["arch"] = "resnet24" if on_gpu else "resnet8"
-        overrides["epochs"] = epochs if epochs is not None else 16 if on_gpu else 8
-    overrides = {key: value for key, value in overrides.items() if value is not None}
+def _assigned(assignments: list[str] | None) -> dict[str, Any]:
+    """Return the keys and values of ``--set``."""
+    values: dict[str, Any] = {}
     for assignment in assignments or ():
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(
                 f"--set {assignment!r} has no '='; write --set KEY=VALUE, as in --set optimizer.lr=0.1"
             )
-        overrides[key.strip()] = value.strip()
-    return load_recipe(name or "fast").with_overrides(overrides)
+        values[key.strip()] = value.strip()
+    return values
+
+
+def _default_arch(device: str, init_from: str | None, runs_dir: Path) -> dict[str, Any]:
+    """Return the arch of the run whose weights are taken, else an arch and epochs that suit the device."""
+    from fastresnet.engine.machine import resolve_device
+
+    if init_from is not None:
+        from fastresnet.inference import load_weights
+
+        return {"arch": load_weights(init_from, runs_dir).arch}
+    on_gpu = resolve_device(device).type == "cuda"
+    return {"arch": "resnet24", "epochs": 16} if on_gpu else {"arch": "resnet8", "epochs": 8}
 
 
 def check_loader(name: str) -> None:
@@ -236,8 +236,9 @@ def _refuse_changes(options: dict[str, Any]) -> None:
         if value is not None:
             option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{option} cannot be changed on --resume, which goes on with the same run; leave it out, or "
-                "start a new run from its weights with --init-from RUN"
+                f"{option} cannot be changed on --resume, which goes on with the same run (--data, --save-every "
+                "and --allow-different-machine may be given); leave it out, or start a new run from its weights "
+                "with --init-from RUN"
             )
 
 
@@ -253,8 +254,8 @@ def _fall_back(config: RunConfig) -> RunConfig:
     except DataUnavailable as error:
         rule = "!" * 78
         typer.echo(
-            f"{rule}\n! CIFAR-10 could not be had: {error}\n! Training on 'shapes' instead, the built-in set of "
-            f"drawn images. Its accuracies say nothing about photographs.\n{rule}"
+            f"{rule}\n! {error}\n! Training on 'shapes' now, the built-in set of drawn images. Its accuracies say "
+            f"nothing about photographs.\n{rule}"
         )
         return config.model_copy(update={"data": "shapes"})
     return config

@@ -40,7 +40,10 @@ def _as_typed(program: Path) -> str:
     path = program.absolute()
     if found and Path(found).absolute() == path:
         return program.name
-    return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else str(path)
+    if not path.is_relative_to(Path.cwd()):
+        return str(path)
+    near = path.relative_to(Path.cwd())
+    return str(near) if len(near.parts) > 1 else f"./{near}"
 
 
 def on_run(name: str, run: str, runs_dir: Path) -> str:
@@ -142,12 +145,14 @@ class TrainProgress(Listener):
             epoch, step = info.resumed_at
             self._print(f"resuming in epoch {epoch + 1}, after {step} of its {info.steps_per_epoch} steps")
         left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
+        whole_s = left_s * _evaluation_factor(data, config.eval_every)
         batch_size = min(recipe.batch_size, data["num_train"])
         speed = info.steps_per_epoch * batch_size / info.epoch_s
         self._print(
-            f"estimate {duration(left_s)} of training at {speed:,.0f} img/s, as measured over a few warm-up steps"
+            f"estimate {duration(left_s)} of training at {speed:,.0f} img/s, {duration(whole_s)} with evaluations, "
+            "by a few warm-up steps"
         )
-        if left_s * _evaluation_factor(data) > LONG_RUN_S:
+        if whole_s > LONG_RUN_S:
             how = f"a shorter one: {command('train', *_typed(self.options | shorter(info)))}"
             if info.resumed_at:
                 how = "Ctrl-C saves it, and says how to go on"
@@ -176,9 +181,9 @@ class TrainProgress(Listener):
         self._print(epoch_line(row, self.info.recipe.epochs, self.info.dataset))
 
 
-def _evaluation_factor(data: dict[str, Any]) -> float:
+def _evaluation_factor(data: dict[str, Any], eval_every: int) -> float:
     """Return how much longer an epoch is with its evaluations: a third of a training step's work an image."""
-    return 1 + (data["num_test"] + data.get("num_val", 0)) / (3 * data["num_train"])
+    return 1 + (data["num_test"] + data.get("num_val", 0)) / (3 * data["num_train"] * eval_every)
 
 
 def shorter(info: RunInfo) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def shorter(info: RunInfo) -> dict[str, Any]:
     Fewer epochs; where not even two fit, a small network too; where not even one of it fits, fewer images.
     """
     data, fitting_s = info.dataset, 0.8 * LONG_RUN_S
-    epoch_s = info.epoch_s * _evaluation_factor(data)
+    epoch_s = info.epoch_s * _evaluation_factor(data, info.config.eval_every)
     if fitting_s >= 2 * epoch_s:
         return {"epochs": int(fitting_s // epoch_s)}
     options: dict[str, Any] = {}

@@ -92,13 +92,6 @@ def resolve_amp(wanted: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "off"
 
 
-def resolve_kernels(wanted: str) -> str:
-    """Return the implementation of BatchNorm and activation."""
-    if wanted not in ("auto", "eager"):
-        raise UserError(f"--kernels {wanted} is not available yet; use auto or eager")
-    return "eager"
-
-
 def resolve_threads(wanted: int) -> int:
     """Return the number of CPU threads: those asked for, else the cores this process may use."""
     return wanted or len(os.sched_getaffinity(0))
@@ -134,13 +127,18 @@ def prepare(config: RunConfig, device: torch.device) -> None:
 
 @contextmanager
 def memory_errors(recipe: Recipe) -> Iterator[None]:
-    """Turn a device or host out of memory while training ``recipe`` into one line."""
+    """Turn a lack of memory while training ``recipe``, or a loading process it killed, into one line."""
     advice = f"give a smaller --batch-size than {recipe.batch_size}, or a narrower --arch than {recipe.arch}"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # A library out of memory says so only in words; torch's own OutOfMemoryError has them too.
         text = str(error).lower()
+        if "dataloader worker" in text:  # torch's SIGCHLD handler raises it wherever the loop is
+            raise UserError(
+                "a process of the torch loader was killed, by a lack of memory perhaps; the last checkpoint is "
+                "kept: go on with --resume, or train with --loader numba"
+            ) from error
         if "can't allocate memory" in text or isinstance(error, MemoryError):
             raise UserError(f"the machine's memory is too small for this training; {advice}") from error
         if "out of memory" in text or "alloc_failed" in text:

@@ -25,8 +25,9 @@ def official_archive(progress: Progress) -> Path:
     Raises DataUnavailable if it cannot be had, UserError if the cache cannot be written.
     """
     path = cache_folder() / "downloads" / URL.rsplit("/", 1)[-1]
-    if _intact(path):
-        return path
+    with disk_errors("reading CIFAR-10"):
+        if _intact(path):
+            return path
     with (
         disk_errors("downloading CIFAR-10"),
         locked(path.with_name(f"{path.name}.lock"), lambda: progress("waiting for another process", 0, 0)),
