@@ -38,6 +38,10 @@ def sweep(
         bool,
         typer.Option("--list", "--dry-run", help="Show the cells and train nothing.", rich_help_panel=WHAT),
     ] = False,
+    print_file: Annotated[
+        bool,
+        typer.Option("--toml", help="Print its file, to write one of your own from.", rich_help_panel=WHAT),
+    ] = False,
     cells: Annotated[
         list[str] | None,
         typer.Option(
@@ -144,6 +148,9 @@ def sweep(
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs is {epochs}; it must be at least 1")
     chosen = dataclasses.replace(load_sweep(name), epochs=epochs)
+    if print_file:
+        typer.echo(chosen.text.rstrip("\n"))
+        return 0
     filters = tuple(CellFilter.parse(text) for text in cells or ())
     if only_list:
         from fastresnet.cli.sweep_progress import show_cells
@@ -266,6 +273,6 @@ def _list_sweeps() -> None:
     for name, found in rows:
         typer.echo(f"{name:<{width}}  {found.num_cells:>3} cells  {found.spec.title}")
     typer.echo(
-        "\n`fastresnet sweep NAME --list` shows the cells of one; without --list they are trained. A sweep of your own "
-        "is a TOML file like those in fastresnet/sweeps."
+        "\n`fastresnet sweep NAME --list` shows the cells of one; without --list they are trained. `--toml` prints its "
+        "file; saved and changed, it is swept by `fastresnet sweep FILE.toml`."
     )
