@@ -148,8 +148,9 @@ class SweepRun:
 
         def note() -> dict[str, Any]:
             records = store.records()
-            self._rows[step] = [row(step, cell, records.get(key)) for key, cell in every]
-            return self._write()
+            shown = [(key, cell) for key, cell in every if cell.over_budget or key in records]
+            self._rows[step] = [row(step, cell, records.get(key)) for key, cell in shown]
+            return self._write(left_out=len(every) - len(shown))
 
         worker = Worker(
             step=step,
@@ -178,11 +179,11 @@ class SweepRun:
             "heartbeat_s": self.options.heartbeat_s,
         }
 
-    def _write(self) -> dict[str, Any]:
+    def _write(self, left_out: int) -> dict[str, Any]:
         """Write the table as far as it is known, and return it."""
         conditions = {**self.conditions, **self._described}
         rows = [entry for step in self.sweep.steps for entry in self._rows.get(step, [])]
-        content = table(self.name, self.sweep.spec.title, rows, conditions)
+        content = table(self.name, self.sweep.spec.title, rows, left_out, conditions)
         with self.database.errors(), self.database.lock(self.name):
             write_table(self.folder, content)
         return content

@@ -18,13 +18,11 @@ TABLE_JSON, TABLE_MARKDOWN = "table.json", "table.md"
 def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
     """Return a cell as a row of JSON types.
 
-    ``state`` is ``done``, ``pruned``, ``failed``, ``running``, ``waiting``, ``over budget`` or ``not asked for``
-    (left out by a filter). ``accuracy`` is that of the last epoch on test; ``run`` the run's folder, from the
-    sweep's.
+    ``state`` is ``done``, ``pruned``, ``failed``, ``running``, ``waiting`` or ``over budget``. ``accuracy`` is that of
+    the last epoch on test (of a pruned cell, of its last epoch); ``run`` the run's folder, from the sweep's.
     """
     attrs: Mapping[str, Any] = record.attrs if record else {}
-    left_out = "over budget" if cell.over_budget else "not asked for"
-    state = record.state if record else left_out
+    state = record.state if record else "over budget"
     return {
         "cell": {"step": step, **cell.settings} if step else dict(cell.settings),
         "arch": cell.spec.slug,
@@ -41,10 +39,16 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
     }
 
 
-def table(name: str, title: str, rows: list[dict[str, Any]], conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sweep's table as JSON types: ``columns`` are the keys that cells are told apart by."""
+def table(
+    name: str, title: str, rows: list[dict[str, Any]], left_out: int, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a sweep's table as JSON types.
+
+    ``columns`` are the keys that cells are told apart by, ``left_out`` the number of cells that were not asked for.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row["cell"]))
-    return {"name": name, "title": title, "columns": columns, "rows": rows, "conditions": dict(conditions)}
+    described = {"left_out": left_out, "conditions": dict(conditions)}
+    return {"name": name, "title": title, "columns": columns, "rows": rows, **described}
 
 
 def write_table(folder: Path, content: Mapping[str, Any]) -> None:
@@ -97,6 +101,8 @@ def caption(content: Mapping[str, Any]) -> str:
     num_printed = sum(entry["printed_accuracy"] is not None for entry in content["rows"])
     if num_printed:
         text += f" {num_printed} of the {len(content['rows'])} cells have a printed accuracy."
+    if content["left_out"]:
+        text += f" {content['left_out']} more cells were not asked for."
     return text
 
 

@@ -75,9 +75,10 @@ def test_cells_left_out_can_be_trained_later(tmp_path: Path, data: Path) -> None
     file = sweep_file(tmp_path)
     filters = (CellFilter.parse("C=3"),)
     table = run(file, data, tmp_path, filters=filters)
-    assert rows_of(table, "state") == [("not asked for",), ("done",), ("not asked for",)]
+    assert rows_of(table, "arch", "state") == [("n2-b1-c3", "done")] and table["left_out"] == 2
+    assert "2 more cells were not asked for" in markdown(table)
     table = run(file, data, tmp_path, filters=(CellFilter.parse("C=2,3"),))
-    assert rows_of(table, "state") == [("done",), ("done",), ("not asked for",)]
+    assert rows_of(table, "arch") == [("n2-b1-c2",), ("n2-b1-c3",)] and table["left_out"] == 1
     assert len(completed(tmp_path / "tiny" / "study.db")) == 2
 
 
