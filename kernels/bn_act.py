@@ -271,9 +271,6 @@ def forward_one_pass(
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=0) / num_rows
     centred = tl.where(inside, x - mean[None, :], 0.0)
-    rounding = tl.sum(centred, axis=0) / num_rows  # of a large mean
-    mean += rounding
-    centred = tl.where(inside, centred - rounding[None, :], 0.0)
     var = tl.sum(centred * centred, axis=0) / num_rows
     tl.store(mean_ptr + columns, mean, mask=live)
     tl.store(var_ptr + columns, var, mask=live)

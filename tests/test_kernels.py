@@ -97,7 +97,7 @@ def test_every_tuning_computes_the_same(tuning: int, added: str) -> None:
 @pytest.mark.parametrize("shape", [(4, 12, 9, 9), (3, 12, 20, 20)], ids=["one pass", "two passes"])
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [(1e4, 1.0), (-3e5, 30.0), (0.0, 1e15), (0.0, 1e-6), (0.02, 1e-6)],
+    [(1e4, 1.0), (-3e5, 30.0), (0.0, 1e15), (0.0, 1e-6), (0.02, 1e-5)],
     ids=["large mean", "larger", "huge variance", "variance far below eps", "mean above a tiny deviation"],
 )
 def test_statistics_are_sound(shape: tuple[int, int, int, int], mean: float, std: float) -> None:
@@ -111,7 +111,7 @@ def test_statistics_are_sound(shape: tuple[int, int, int, int], mean: float, std
         ],
     ):
         torch.testing.assert_close(got_mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=1e-6 * std)
-        torch.testing.assert_close(got_var.double(), exact.var((0, 2, 3), correction=0), rtol=5e-4, atol=0)
+        torch.testing.assert_close(got_var.double(), exact.var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 9, 9), (3, 4, 20, 20)], ids=["one pass", "two passes"])
