@@ -183,7 +183,7 @@ class SweepRun:
         """Write the table as far as it is known, and return it."""
         conditions = {**self.conditions, **self._described}
         rows = [entry for step in self.sweep.steps for entry in self._rows.get(step, [])]
-        content = table(self.name, self.sweep.spec.title, rows, left_out, conditions)
+        content = table(self.name, self.sweep.spec.title, rows, conditions, left_out)
         with self.database.errors(), self.database.lock(self.name):
             write_table(self.folder, content)
         return content

@@ -22,7 +22,7 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
     the last epoch on test (of a pruned cell, of its last epoch); ``run`` the run's folder, from the sweep's.
     """
     attrs: Mapping[str, Any] = record.attrs if record else {}
-    state = record.state if record else "over budget"
+    state = record.state if record else "over budget" if cell.over_budget else "waiting"
     return {
         "cell": {"step": step, **cell.settings} if step else dict(cell.settings),
         "arch": cell.spec.slug,
@@ -40,7 +40,7 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
 
 
 def table(
-    name: str, title: str, rows: list[dict[str, Any]], left_out: int, conditions: Mapping[str, Any]
+    name: str, title: str, rows: list[dict[str, Any]], conditions: Mapping[str, Any], left_out: int = 0
 ) -> dict[str, Any]:
     """Return a sweep's table as JSON types.
 
