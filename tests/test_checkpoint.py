@@ -219,12 +219,16 @@ def die_at_line(number: int, functions: set[str]) -> None:
     sys.settrace(lambda frame, event, argument: on_line if frame.f_code.co_name in functions else None)
 
 
-def test_killed_at_any_line_of_saving_there_is_a_whole_checkpoint(tmp_path: Path) -> None:
-    """And never an older one than the last that was finished."""
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_at_any_line_of_saving_there_is_a_whole_checkpoint(damaged: bool, tmp_path: Path) -> None:
+    """And never an older one than the last that was finished, though the save began beside a damaged one."""
     functions = {"save_last", "write_checkpoint", "write_atomic", "sync_folder"}
     base, progress = tmp_path / "base", tmp_path / "saved"
     base.mkdir()
     save_last(base, {"step": 0})
+    if damaged:
+        shutil.copy(base / LAST, base / PREVIOUS)
+        (base / LAST).write_bytes(b"torn")
     found_at: set[tuple[bool, ...]] = set()
     for line in range(10_000):
         folder = tmp_path / "run"
@@ -241,7 +245,8 @@ def test_killed_at_any_line_of_saving_there_is_a_whole_checkpoint(tmp_path: Path
         _, status = os.waitpid(child, 0)
         saved = int(progress.read_text())
         found, passed_over = load_last(folder)
-        assert found["step"] in (saved, saved + 1) and passed_over == [], line
+        assert found["step"] in (saved, saved + 1), line
+        assert damaged or passed_over == [], line
         found_at.add(tuple((folder / name).exists() for name in (NEXT, LAST, PREVIOUS)))
         # The next save goes on from whatever was left.
         save_last(folder, {"step": 9})

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tiny_runs import ARCH, BATCH, STEPS, TINY_TEST, StopAt, only_run, write_tiny
 
+from fastresnet import training
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.cli import train as train_command
 from fastresnet.cli import train_progress
@@ -331,6 +332,28 @@ def test_a_stopped_run_goes_on(fastresnet: Command, stopped: Path) -> None:
     assert [line[:9] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
     code, out, _ = fastresnet("train", "--resume", str(stopped))
     assert code == 0 and out.startswith(f"note: run {stopped.name} is complete; this is its result\n")
+
+
+def test_stopped_before_its_first_step_a_run_that_goes_on_says_how(
+    fastresnet: Command, stopped: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+
+    before = (stopped / LAST).read_bytes()
+    monkeypatch.setattr(training, "open_data", stop)
+    code, out, err = fastresnet("train", "--resume", "last")
+    assert (code, err) == (130, "")
+    assert out.splitlines() == [
+        "stopped by SIGINT; the last checkpoint is kept; to go on:",
+        f"  .venv/bin/fastresnet train --resume {stopped.name[-6:]}",
+    ]
+    # A new run has nothing to go on from.
+    code, out, err = fastresnet("train", *TINY, "--data", str(data))
+    assert (code, out) == (130, "")
+    assert err == "fastresnet: stopped by SIGINT; nothing was left half-written\n"
+    monkeypatch.undo()
+    assert (stopped / LAST).read_bytes() == before
 
 
 def test_a_run_that_is_damaged_is_one_line(fastresnet: Command, stopped: Path) -> None:

@@ -566,7 +566,7 @@ def test_one_call_from_python(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
 # The warm-up
 
 
-def build(data: Path, overrides: Any, monkeypatch: pytest.MonkeyPatch | None = None) -> TrainStep:
+def build(data: Path, overrides: Any) -> TrainStep:
     recipe, chosen = tiny_recipe(overrides), choose_machine(tiny_config(data, amp="off"))
     opened = open_data(recipe, chosen.config, Listener())
     step = build_step(recipe, chosen, opened, STEPS)
@@ -593,13 +593,17 @@ def real_steps(step: TrainStep, data: Path, count: int) -> None:
     ],
     ids=["sgdn", "adam with lookahead", "muon"],
 )
-def test_the_warm_up_leaves_no_trace(compile: str, overrides: Any, data: Path) -> None:
+def test_the_warm_up_leaves_no_trace(
+    compile: str, overrides: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warmed, fresh = build(data, overrides), build(data, overrides)
     before = flat_copy(warmed.state)
     batches = random_batches([BATCH, 4], 8, 3, torch.arange(TINY_TRAIN), torch.device("cpu"))
-    # num_steps is far above the schedule's own: no step of a warm-up may lie beyond the run.
+    factor, asked = warmed.state.schedule.factor, set()
+    monkeypatch.setattr(warmed.state.schedule, "factor", lambda step: (asked.add(step), factor(step))[1])
     found = warm_up(warmed, batches, compile=compile, num_steps=3, compiler_missing=None)
     assert found.step_s > 0 and found.compile == "off"
+    assert asked == {0}  # a later one might lie beyond the run's end
     assert_same_bits(flat_copy(warmed.state), before)
     assert warmed.state.first_bad_step == -1
     for step in (warmed, fresh):

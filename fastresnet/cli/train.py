@@ -278,11 +278,13 @@ class _interruptible:
             return
         from fastresnet.cli.train_progress import on_run
         from fastresnet.engine.fit import Interrupted
-        from fastresnet.folder import CONFIG
+        from fastresnet.folder import CONFIG, RunFolder, find_run
 
         info, run = self.progress.info, self.resumed
-        if run is None and info is not None and (Path(info.path) / CONFIG).exists():
-            run = Path(info.path).name.rsplit("-", 1)[-1]
+        if run == "last":
+            run = RunFolder(find_run(run, self.runs_dir)).id
+        elif run is None and info is not None and (Path(info.path) / CONFIG).exists():
+            run = RunFolder(Path(info.path)).id
         if isinstance(error, Interrupted):
             said, signum, run = str(error), error.signum, error.run_id
         elif isinstance(error, Stopped) and run is not None:
