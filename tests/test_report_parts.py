@@ -150,6 +150,7 @@ def cells(name: str, **conditions: Any) -> dict[str, Any]:
             if entry["state"] != "over budget":
                 entry |= {"state": "done", "accuracy": (cell.printed_accuracy or 0.5) + 0.01}
             rows.append(entry)
+    rows[-2] |= {"state": "pruned", "accuracy": 0.1}
     rows[-1] |= {"state": "failed", "accuracy": None, "error": "the loss <is> not finite"}
     given = {"dataset_name": "CIFAR-10-J75", "dataset_is_builtin": False, "seed": 0, "limit_train": None}
     return sweep_table(name, sweep.spec.title, rows, given | conditions)
@@ -170,9 +171,11 @@ def test_a_page_about_a_sweep(name: str, tmp_path: Path) -> None:
             assert f"{entry['accuracy']:.2%}" in shown
         if entry["printed_accuracy"] is not None:
             assert f"{entry['printed_accuracy']:.2%}" in shown
-        if None not in (entry["accuracy"], entry["printed_accuracy"]):
-            assert "+1.00" in shown
-    assert "the loss <is> not finite" in rows[-1][-1]
+        compared = entry["state"] == "done" and entry["printed_accuracy"] is not None
+        assert ("+1.00" in shown) == compared
+    assert "the loss <is> not finite" in rows[-1][-1] and rows[-2][-1].startswith("pruned")
+    drawn = page.one("main").text + "".join(svg.attributes["aria-label"] for svg in page.all("svg"))
+    assert drawn.count("10.00%") == 1  # the pruned cell's, in the table alone
     assert "CIFAR-10-J75" in page.one("h1").text and "JPEG of quality 75" in page.one("header").text
     assert written.page == tmp_path / name / "report" / "report.html"
     assert len(written.figures) == (3 if name == "r3-sequential" else 1)
@@ -184,7 +187,7 @@ def test_bars_are_grouped_by_what_the_cells_differ_in() -> None:
     bars = arrange(rows, ["arch", "recipe"])
     assert (bars.axis, bars.legend) == ("arch", "recipe")
     assert bars.series == ("adam", "adadelta", "adagrad", "sgdn", "sgd")
-    assert len(bars.ours) == len(rows) - 1
+    assert len(bars.ours) == len(rows) - 1  # all but the failed one
     place = bars.groups.index("resnet24"), bars.series.index("adadelta")
     assert (bars.printed[place], bars.ours[place]) == pytest.approx((0.8906, 0.9006))
     by_cell = arrange(cells("r1-joint")["rows"], ["N", "B", "C"])

@@ -41,7 +41,11 @@ class Bars:
 
 
 def sweep_charts(rows: Rows, columns: Sequence[str], on: str) -> list[Chart]:
-    """Return a chart for each of a sweep's studies that has an accuracy, ours or printed, for two cells."""
+    """Return a chart for each of a sweep's studies that has an accuracy, ours or printed, for two cells.
+
+    A pruned cell's accuracy is of fewer epochs, and is not drawn.
+    """
+    rows = [{**row, "accuracy": row["accuracy"] if row["state"] == "done" else None} for row in rows]
     charts = []
     steps = list(dict.fromkeys(row["cell"].get(STEP, "") for row in rows))
     for step in steps:

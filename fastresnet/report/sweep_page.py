@@ -73,8 +73,8 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _tiles(rows: Rows) -> list[Tile]:
-    done = [row for row in rows if row["accuracy"] is not None]
-    tiles = [Tile("Cells", f"{len(done)} of {len(rows)}", "with an accuracy")]
+    done = [row for row in rows if row["state"] == "done"]
+    tiles = [Tile("Cells", f"{len(done)} of {len(rows)}", "trained to the end")]
     if done:
         top = max(done, key=lambda row: row["accuracy"])
         tiles.append(
@@ -101,7 +101,7 @@ def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
     for row in rows:
         ours, printed = row["accuracy"], row["printed_accuracy"]
         accuracy: Value = DASH if ours is None else Bar(percent(ours), ours)
-        both = ours is not None and printed is not None
+        both = row["state"] == "done" and printed is not None
         remarks = ("" if row["state"] == "done" else row["state"], row["error"], row["note"])
         lines.append(
             (
