@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -439,33 +440,31 @@ def test_evaluating_on_other_data(fastresnet: Command, stopped: Path, tmp_path: 
 # A disk that is full, a folder that cannot be written
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Let no file grow past some bytes, as on a full disk."""
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Let no file grow past ``size`` bytes, as on a full disk; pytest's own log may be such a file afterwards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_is_full_when_a_run_is_made(
-    fastresnet: Command, data: Path, here: Path, small_files: Callable[[int], None]
-) -> None:
+def test_a_disk_that_is_full_when_a_run_is_made(fastresnet: Command, data: Path, here: Path) -> None:
     fastresnet("train", *TINY, "--data", str(data), "--runs-dir", "packed")
-    small_files(5_000)
-    code, _, err = fastresnet("train", *TINY, "--data", str(data))
+    with small_files(5_000):
+        code, _, err = fastresnet("train", *TINY, "--data", str(data))
     assert code == 2 and err.count("\n") == 1
     assert "cannot write runs/" in err and "next.safetensors: File too large" in err
     assert list((here / "runs").iterdir()) == []
 
 
-def test_a_disk_that_is_full_while_saving(
-    fastresnet: Command, stopped: Path, small_files: Callable[[int], None]
-) -> None:
+def test_a_disk_that_is_full_while_saving(fastresnet: Command, stopped: Path) -> None:
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
-    small_files(5_000)
-    code, _, err = fastresnet("train", "--resume", "last", "--save-every", "0.000001")
+    with small_files(5_000):
+        code, _, err = fastresnet("train", "--resume", "last", "--save-every", "0.000001")
     assert code == 2 and err.count("\n") == 1 and f"cannot write runs/{stopped.name}/next.safetensors" in err
-    small_files(resource.RLIM_INFINITY)
     after = {path.name: path.read_bytes() for path in stopped.iterdir()}
     for name in (LAST, PREVIOUS, "events.jsonl"):
         assert after[name] == before[name]
