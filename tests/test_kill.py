@@ -9,7 +9,6 @@ import pty
 import random
 import re
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -245,24 +244,3 @@ def test_ctrl_c_while_warming_up_is_one_line(data: Path, tmp_path: Path) -> None
         "fastresnet: stopped by SIGINT; nothing was left half-written"
     ]
     assert "Traceback" not in shown and not (folder / "runs").exists()
-
-
-def test_a_terminal_shows_progress_and_ctrl_c_ends_it_cleanly(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    arguments = (*TINY, "--data", str(data), "--epochs", "100000", "--loader", "torch", "--workers", "1")
-    terminal = Terminal(folder, *arguments)
-    before = terminal.read("left\r")  # a live line that was overwritten
-    live = before.rsplit("\x1b[K", 1)[-1]
-    assert re.fullmatch(r"epoch \d+/100000  step \d/6  [\d,]+ img/s  [\d. a-z]+ left\r", live), live
-    lines = screen_lines(before + terminal.read("  lr "))
-    assert any(re.search(rf"(^|\x1b\[2K)arch     {ARCH}: ", line) for line in lines)
-    assert any(
-        re.match(r"epoch +1/100000  loss \d\.\d{4}  train 0\.\d{4}  test 0\.\d{4}  lr ", line)
-        for line in lines
-    )
-    code, shown = terminal.interrupt()
-    assert code == 130 and "Traceback" not in shown
-    *_, said, command = screen_lines(shown)
-    assert said.removeprefix("^C").startswith("stopped by SIGINT; saved after step")
-    assert shlex.split(command)[-3:-1] == ["train", "--resume"]
-    assert find_run(shlex.split(command)[-1], folder / "runs")
