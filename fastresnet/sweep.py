@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastresnet.atomic import explain_os_error
+from fastresnet.atomic import explain_os_error, read_sealed_json
 from fastresnet.errors import UserError
 from fastresnet.loaders.dataset import open_dataset
 from fastresnet.run import RunConfig
@@ -25,7 +25,7 @@ from fastresnet.sweep_filter import CellFilter, select, select_steps
 from fastresnet.sweep_progress import SweepListener, best_cell
 from fastresnet.sweep_spec import Sweep
 from fastresnet.sweep_store import SweepStore
-from fastresnet.sweep_table import row, table, write_table
+from fastresnet.sweep_table import TABLE_JSON, row, table, write_table
 from fastresnet.sweep_worker import Worker, run_name
 
 RUNS, DATABASE = "runs", "study.db"
@@ -45,6 +45,7 @@ class SweepOptions:
         retry_failed: try cells again that failed.
         heartbeat_s: seconds between signs of life; a worker silent for four of them counts as dead.
         allow_different_machine: resume a run that another kind of machine began.
+        command: what was typed to train it, for its table; None for nothing.
     """
 
     name: str | None = None
@@ -56,6 +57,7 @@ class SweepOptions:
     retry_failed: bool = False
     heartbeat_s: int = 15
     allow_different_machine: bool = False
+    command: str | None = None
 
 
 class SweepRun:
@@ -97,6 +99,7 @@ class SweepRun:
         except OSError as error:
             raise explain_os_error(error, f"cannot make the sweep's folder {self.folder}") from error
         self._rows: dict[str, list[dict[str, Any]]] = {}  # by step
+        self._commands = self._commands_so_far()
 
     def prepare(self) -> None:
         """Enqueue the first step's cells, so that what is wrong shows before any worker starts.
@@ -179,11 +182,20 @@ class SweepRun:
             "heartbeat_s": self.options.heartbeat_s,
         }
 
+    def _commands_so_far(self) -> list[str]:
+        """Return what was typed for this sweep until now, this time included, each command once."""
+        try:
+            before = read_sealed_json(self.folder / TABLE_JSON).get("commands", [])
+        except UserError:  # there is none yet, or it is damaged: it is about to be written
+            before = []
+        own = [self.options.command] if self.options.command else []
+        return list(dict.fromkeys([*before, *own]))
+
     def _write(self, left_out: int) -> dict[str, Any]:
         """Write the table as far as it is known, and return it."""
         conditions = {**self.conditions, **self._described}
         rows = [entry for step in self.sweep.steps for entry in self._rows.get(step, [])]
-        content = table(self.name, self.sweep.spec.title, rows, conditions, left_out)
+        content = table(self.name, self.sweep.spec.title, rows, conditions, left_out, self._commands)
         with self.database.errors(), self.database.lock(self.name):
             write_table(self.folder, content)
         return content

@@ -39,6 +39,7 @@ class Cell:
         spec: its network.
         params, multiply_adds: of the network, for one image of the data.
         over_budget: it has more parameters than the sweep allows, and is not trained.
+        own_epochs: what the recipe states, where the sweep was asked for others.
         printed_accuracy, printed_params: as printed.
         note: what a reader of the table should know.
     """
@@ -49,6 +50,7 @@ class Cell:
     params: int
     multiply_adds: int
     over_budget: bool
+    own_epochs: int
     printed_accuracy: float | None
     printed_params: int | None
     note: str
@@ -135,6 +137,9 @@ class CellMaker:
             accuracy, params, note = row.printed_accuracy, row.printed_params, note or _note(row, spec)
         elif accuracy is None and "recipe" in settings and base.reported and recipe == base:
             accuracy, params = base.reported.accuracy, base.reported.params
+        elif accuracy is None and "recipe" in settings and not note:
+            note = _printed_for_another(base, recipe)
+        own_epochs = recipe.epochs
         if self.epochs is not None:
             recipe = _with_epochs(recipe, self.epochs)
         return Cell(
@@ -144,6 +149,7 @@ class CellMaker:
             params=count,
             multiply_adds=multiply_adds,
             over_budget=self.budget is not None and count > self.budget,
+            own_epochs=own_epochs,
             printed_accuracy=accuracy,
             printed_params=params,
             note=note,
@@ -198,6 +204,14 @@ class CellMaker:
         if not found and widest:
             found = [entry for entry in rows if entry.spec.blocks == spec.blocks]
         return found[0] if found else None
+
+
+def _printed_for_another(base: Recipe, recipe: Recipe) -> str:
+    """Return what was printed of a recipe that differs from ``base`` in its network alone; empty for nothing."""
+    if base.reported is None or base.reported.accuracy is None or recipe.arch == base.arch:
+        return ""
+    alike = science_of(recipe) | {"arch": base.arch} == science_of(base)
+    return f"printed for {base.arch}: {base.reported.accuracy:.4f}" if alike else ""
 
 
 def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:

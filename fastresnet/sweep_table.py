@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastresnet.atomic import write_atomic, write_sealed_json
+from fastresnet.atomic import read_sealed_json, write_atomic, write_sealed_json
+from fastresnet.errors import UserError, did_you_mean
 from fastresnet.sweep_cells import Cell
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
     """Return a cell as a row of JSON types.
 
     ``state`` is ``done``, ``pruned``, ``failed``, ``running``, ``waiting`` or ``over budget``. ``accuracy`` is that of
-    the last epoch on test (of a pruned cell, of its last epoch); ``run`` the run's folder, from the sweep's.
+    the last epoch on test (of a pruned cell, of its last epoch); ``own_epochs`` those of the sweep as stated, which
+    ``epochs`` may replace; ``run`` the run's folder, from the sweep's.
     """
     attrs: Mapping[str, Any] = record.attrs if record else {}
     state = record.state if record else "over budget" if cell.over_budget else "waiting"
@@ -27,6 +29,7 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
         "cell": {"step": step, **cell.settings} if step else dict(cell.settings),
         "arch": cell.spec.slug,
         "epochs": cell.recipe.epochs,
+        "own_epochs": cell.own_epochs,
         "params": cell.params,
         "printed_params": cell.printed_params,
         "accuracy": attrs.get("accuracy"),
@@ -40,14 +43,20 @@ def row(step: str, cell: Cell, record: Record | None) -> dict[str, Any]:
 
 
 def table(
-    name: str, title: str, rows: list[dict[str, Any]], conditions: Mapping[str, Any], left_out: int = 0
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    conditions: Mapping[str, Any],
+    left_out: int = 0,
+    commands: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return a sweep's table as JSON types.
 
-    ``columns`` are the keys that cells are told apart by, ``left_out`` the number of cells that were not asked for.
+    ``columns`` are the keys that cells are told apart by, ``left_out`` the number of cells that were not asked for,
+    ``commands`` what was typed to train the others.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row["cell"]))
-    described = {"left_out": left_out, "conditions": dict(conditions)}
+    described = {"left_out": left_out, "conditions": dict(conditions), "commands": list(commands)}
     return {"name": name, "title": title, "columns": columns, "rows": rows, **described}
 
 
@@ -60,6 +69,22 @@ def write_table(folder: Path, content: Mapping[str, Any]) -> None:
     write_sealed_json(folder / TABLE_JSON, dict(content))
     text = markdown(content)
     write_atomic(folder / TABLE_MARKDOWN, lambda file: file.write(text.encode()) and None)
+
+
+def find_table(name: str, sweeps_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a sweep, given by name or as a path, and its table.
+
+    Raises:
+        UserError: there is no such sweep, it has no table yet, or the table is damaged.
+    """
+    for folder in (sweeps_dir / name, Path(name)):
+        if (folder / TABLE_JSON).is_file():
+            return folder, read_sealed_json(folder / TABLE_JSON)
+    if (sweeps_dir / name).is_dir():
+        raise UserError(f"sweep {name} has no table yet; `fastresnet sweep {name}` goes on with it")
+    names = sorted(path.parent.name for path in sweeps_dir.glob(f"*/{TABLE_JSON}"))
+    known = f"; it holds {', '.join(names)}" if names else "; run one first: fastresnet sweep NAME"
+    raise UserError(f"no sweep {name!r} in {sweeps_dir}{did_you_mean(name, names)}{known}")
 
 
 def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -88,11 +113,13 @@ def caption(content: Mapping[str, Any]) -> str:
     """Return what a table's accuracies are of."""
     given = content["conditions"]
     epochs = sorted({entry["epochs"] for entry in content["rows"]})
+    own = sorted({entry["own_epochs"] for entry in content["rows"]})
+    instead = "" if own == epochs else f" in place of the sweep's {' or '.join(map(str, own))}"
     drawn = " (drawn images, not photographs)" if given["dataset_is_builtin"] else ""
     parts = [
         f"Test accuracy of the last epoch on {given['dataset_name']}{drawn}",
         "no TTA",
-        f"{' or '.join(map(str, epochs))} epochs",
+        f"{' or '.join(map(str, epochs))} epochs{instead}",
         f"seed {given['seed']}",
     ]
     if given["limit_train"] is not None:
@@ -100,7 +127,8 @@ def caption(content: Mapping[str, Any]) -> str:
     text = ", ".join(parts) + "."
     num_printed = sum(entry["printed_accuracy"] is not None for entry in content["rows"])
     if num_printed:
-        text += f" {num_printed} of the {len(content['rows'])} cells have a printed accuracy."
+        text += f" {num_printed} of the {len(content['rows'])} cells have a printed accuracy"
+        text += "." if own == epochs else f", after {' or '.join(map(str, own))} epochs."
     if content["left_out"]:
         text += f" {content['left_out']} more cells were not asked for."
     return text
@@ -108,9 +136,14 @@ def caption(content: Mapping[str, Any]) -> str:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """Return a table as Markdown."""
+    return f"# {content['title'] or content['name']}\n\n{caption(content)}\n\n{markdown_rows(content)}"
+
+
+def markdown_rows(content: Mapping[str, Any]) -> str:
+    """Return a table's headings and rows as Markdown, without the columns that are empty in all rows."""
     headings, lines = texts(content)
-    rows = "\n".join(
-        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |"
+    kept = [place for place in range(len(headings)) if any(line[place] for line in lines)]
+    return "".join(
+        "| " + " | ".join(line[place].replace("|", "\\|") for place in kept) + " |\n"
         for line in (headings, ["---"] * len(headings), *lines)
     )
-    return f"# {content['title'] or content['name']}\n\n{caption(content)}\n\n{rows}\n"

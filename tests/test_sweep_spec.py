@@ -78,6 +78,9 @@ def test_optimizers_are_printed_for_resnet24_alone() -> None:
     printed = {cell.recipe.optimizer.name: cell.printed_accuracy for cell in cells if cell.printed_accuracy}
     assert printed == {"adam": 0.8640, "adadelta": 0.8906, "adagrad": 0.8298, "sgdn": 0.8328, "sgd": 0.8265}
     assert {cell.settings["arch"] for cell in cells if cell.printed_accuracy} == {"resnet24"}
+    notes = {cell.recipe.optimizer.name: cell.note for cell in cells if cell.settings["arch"] == "resnet8"}
+    assert notes["adam"] == "printed for resnet24: 0.8640" and len(set(notes.values())) == 5
+    assert {cell.note for cell in cells_of("r0-lr") if cell.printed_accuracy is None} == {""}
     lrs = {(c.recipe.optimizer.name, c.recipe.optimizer.lr): c.printed_accuracy for c in cells_of("r0-lr")}
     assert len(lrs) == 10 and {lr for _, lr in lrs} == {0.1, 0.001}
     assert lrs["adam", 0.001] == 0.8640 and lrs["adam", 0.1] is None and lrs["sgd", 0.1] == 0.8265

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastresnet.atomic import read_sealed_json
-from fastresnet.errors import UserError, did_you_mean
 from fastresnet.report.bars import sweep_charts
 from fastresnet.report.facts import Tile
 from fastresnet.report.records import ABOUT_DATA
 from fastresnet.report.tables import DASH, Bar, Table, Value, count, percent, points
 from fastresnet.report.writing import Written, render, write_page
-from fastresnet.sweep_table import TABLE_JSON, caption
+from fastresnet.sweep_table import caption, find_table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -31,8 +29,7 @@ def write_sweep_report(
     Raises:
         UserError: there is no such sweep, it has no table yet, or the folder cannot be written.
     """
-    folder = _find(name, Path(sweeps_dir))
-    content = read_sealed_json(folder / TABLE_JSON)
+    folder, content = find_table(name, Path(sweeps_dir))
     rows, on = content["rows"], _on(content)
     charts = sweep_charts(rows, content["columns"], on)
     html = render(
@@ -50,17 +47,6 @@ def write_sweep_report(
     )
     figures = {chart.name: chart.png for chart in charts}
     return write_page(Path(out) if out else folder / "report", html, figures, ())
-
-
-def _find(name: str, sweeps_dir: Path) -> Path:
-    for folder in (sweeps_dir / name, Path(name)):
-        if (folder / TABLE_JSON).is_file():
-            return folder
-    if (sweeps_dir / name).is_dir():
-        raise UserError(f"sweep {name} has no table yet; `fastresnet sweep {name}` goes on with it")
-    names = sorted(path.parent.name for path in sweeps_dir.glob(f"*/{TABLE_JSON}"))
-    known = f"; it holds {', '.join(names)}" if names else "; run one first: fastresnet sweep NAME"
-    raise UserError(f"no sweep {name!r} in {sweeps_dir}{did_you_mean(name, names)}{known}")
 
 
 def _on(content: Mapping[str, Any]) -> str:
