@@ -8,7 +8,7 @@ export DATA
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv train test lint clean FORCE
+.PHONY: help setup venv train test fuzz torture lint lock audit licences clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +22,7 @@ setup: $(STAMP) ## make .venv: torch for this machine, fastresnet, and what its 
 	@:
 venv: setup
 
-$(STAMP): pyproject.toml constraints.txt .ci/setup
+$(STAMP): pyproject.toml constraints.txt requirements.lock .ci/setup
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash .ci/setup
 
 # Another index is asked for by name, so the set-up runs again even where it is done.
@@ -36,10 +36,25 @@ train: $(STAMP) ## train (DATA and ARGS are passed on)
 test: $(STAMP) ## run the tests (ARGS is passed on, as in ARGS="-k order")
 	@.venv/bin/python -m pytest $(ARGS)
 
+fuzz: $(STAMP) ## run the fuzzers with many examples (some minutes)
+	@FASTRESNET_FUZZ=2000 .venv/bin/python -m pytest $(wildcard tests/test_fuzz_*.py) $(ARGS)
+
+torture: $(STAMP) ## kill, starve and corrupt real runs (ARGS, as in ARGS="--short --seed 7")
+	@.venv/bin/python -m tests.torture $(ARGS)
+
 lint: $(STAMP) ## check style, imports, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -p fastresnet
+
+lock: ## make the locks again, after a change of pyproject.toml or constraints.txt
+	@PYTHON='$(PYTHON)' bash .ci/lock
+
+audit: $(STAMP) ## look the locked packages up in the index's list of known vulnerabilities
+	@.venv/bin/python .ci/audit
+
+licences: $(STAMP) ## write docs/licences.md from what is installed
+	@.venv/bin/python .ci/licences
 
 clean: ## remove what builds and tests leave; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks
