@@ -9,9 +9,27 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastresnet.arch import ArchSpec
 from fastresnet.kernels.norm_act import BatchNormAct2d, NormActivation
+
+ONEDNN_SAFE_WIDTH = 8  # channels
+
+
+class SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution of few channels, which on the CPU picks its pixels before it multiplies.
+
+    The same sums. oneDNN's own weight gradient for AVX2 (``jit_avx2_1x1_convolution_bwd_weights``, torch 2.13.0)
+    writes outside its buffers for channels-last inputs narrower than :data:`ONEDNN_SAFE_WIDTH`: the process
+    crashes or never ends.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
 
 
 class ConvNorm(nn.Module):
@@ -185,7 +203,8 @@ def build_model(
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    kind = SubsampledConv2d if kernel == 1 and stride > 1 and inputs < ONEDNN_SAFE_WIDTH else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 def _dropout(rate: float) -> nn.Module:
