@@ -154,6 +154,11 @@ class Loaders:
     evals: dict[str, Loader]
     _opened: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def move_s(self) -> float:
+        """Seconds it took to move the data to the device, where loaders keep it there."""
+        return sum(getattr(loader, "move_s", 0.0) for loader in (self.train, *self.evals.values()))
+
     def close(self) -> None:
         """Close them all; calling it again does nothing."""
         self._opened.close()

@@ -99,6 +99,7 @@ class Clocks(BaseModel):
     Attributes:
         data_s: opening and, the first time, packing the data set.
         build_s: making the model, the optimizer and the loaders.
+        move_s: the part of ``build_s`` in which the data set was moved to the device, where the loader keeps it there.
         compile_s: compiling and the warm-up on random labels, after which the state is restored.
         train_s: training: moving data to the device, every draw and every step.
         between_s: evaluations between epochs and checkpoints: not counted in ``train_s``.
@@ -108,6 +109,7 @@ class Clocks(BaseModel):
 
     data_s: float = 0.0
     build_s: float = 0.0
+    move_s: float = 0.0
     compile_s: float = 0.0
     train_s: float = 0.0
     between_s: float = 0.0

@@ -214,7 +214,7 @@ class _Run:
             state.segment += 1
             if state.epoch < self.recipe.epochs:  # else only the result is to be written
                 self._warm_up(folder.path)
-            for name in ("data_s", "build_s", "compile_s"):
+            for name in ("data_s", "build_s", "move_s", "compile_s"):
                 spent = getattr(state.clocks, name) + getattr(self.clocks, name)
                 setattr(state.clocks, name, spent)
             return self._fit(folder, rows, content["parent"])
@@ -232,6 +232,7 @@ class _Run:
     def _build(self, weights: Weights | None = None) -> None:
         with self._clock("build_s"):
             self.loaders = open_loaders(self.recipe, self.config, self.data, self.machine.device)
+            self.clocks.move_s += self.loaders.move_s
             self.config = self.config.model_copy(update={"loader": self.loaders.backend})
             self.step = build_step(
                 self.recipe, self.machine, self.data, len(self.loaders.train), weights=weights

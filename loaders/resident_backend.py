@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -40,7 +41,11 @@ def gather_tensor(
 
 
 class ResidentLoader(EpochCursor):
-    """See the module. ``kernel`` fills a batch on the device; the CPU has one of its own."""
+    """See the module. ``kernel`` fills a batch on the device; the CPU has one of its own.
+
+    Attributes:
+        move_s: seconds it took to read the images and move them to the device.
+    """
 
     def __init__(
         self, split: Split, spec: LoaderSpec, device: torch.device, kernel: GatherInto | None
@@ -51,8 +56,10 @@ class ResidentLoader(EpochCursor):
         whole = len(split.members) == len(split.images)
         shape = (spec.batch_size // spec.world_size, *split.images.shape[1:])
         try:
+            start = time.perf_counter()
             own = np.array(split.images if whole else split.images[split.members])
-            self._images = torch.from_numpy(own).to(device)
+            self._images = torch.from_numpy(own).to(device)  # from memory that is not pinned, so it waits
+            self.move_s = time.perf_counter() - start
             self._out = torch.empty(shape, dtype=torch.uint8, device=device)
             if kernel is not None:  # compiled now rather than at the first batch
                 nothing = torch.zeros((4, shape[0]), dtype=torch.int64, device=device)

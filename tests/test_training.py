@@ -527,6 +527,9 @@ def test_every_clock_runs(data: Path, runs: Path) -> None:
     clocks = train(tiny_recipe(), tiny_config(data), runs_dir=runs).clocks
     for name in ("data_s", "build_s", "compile_s", "train_s", "between_s", "eval_s"):
         assert getattr(clocks, name) > 0, name
+    assert clocks.move_s == 0  # numba reads the pack where it lies
+    kept = train(tiny_recipe(), tiny_config(data, loader="resident"), runs_dir=runs).clocks
+    assert 0 < kept.move_s <= kept.build_s
 
 
 def test_a_listener_hears_it_all(data: Path, runs: Path) -> None:
