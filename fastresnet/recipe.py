@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -97,9 +97,9 @@ class Recipe(Part):
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
         """Return a copy with dotted keys set, as in ``{"optimizer.lr": "0.1", "ema": None}``.
 
-        A text value is read as TOML (``none`` is None), else taken as it stands. Where ``optimizer.name`` or
-        ``schedule.name`` changes, the keys that the new one has too are kept and the others dropped. List
-        elements are counted from 0: ``augment.ops.0.degrees``.
+        A text value is read as TOML (``none`` is None, unless the key has that word), else taken as it stands. Where
+        ``optimizer.name`` or ``schedule.name`` changes, the keys that the new one has too are kept and the others
+        dropped. List elements are counted from 0: ``augment.ops.0.degrees``.
 
         Raises:
             UserError: an unknown key, or a value that is not allowed.
@@ -109,7 +109,7 @@ class Recipe(Part):
         data = self.model_dump()
         for key in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
             value = overrides[key]
-            _set(data, key, _typed(value) if isinstance(value, str) else value)
+            _set(data, key, _typed(key, value) if isinstance(value, str) else value)
         return validated(Recipe, data)
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -145,10 +145,15 @@ def load_recipe(name_or_path: str) -> Recipe:
     return read_model("recipe", Recipe, name_or_path)
 
 
-def _typed(text: str) -> Any:
-    """Return a command line's value: TOML where it is, None for ``none``, else the text."""
+def _typed(key: str, text: str) -> Any:
+    """Return a command line's value of a dotted key: TOML where it is, None for ``none``, else the text.
+
+    Where ``none`` is one of the key's own words, as of ``augment.flip``, it is that word.
+    """
     if text.lower() == "none":
-        return None
+        *parents, last = key.split(".")
+        fields = [model.model_fields.get(last) for model in models_at(Recipe, tuple(parents))]
+        return "none" if any(field and "none" in get_args(field.annotation) for field in fields) else None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

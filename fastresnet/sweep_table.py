@@ -106,7 +106,7 @@ def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 "; ".join(filter(None, (remark, entry["error"], entry["note"]))),
             ]
         )
-    return [*content["columns"], "parameters", "accuracy", "printed", "difference", ""], lines
+    return [*content["columns"], "parameters", "accuracy", "printed", "difference", "remark"], lines
 
 
 def caption(content: Mapping[str, Any]) -> str:

@@ -41,6 +41,8 @@ def test_text_values_are_typed_as_toml() -> None:
         {"name": "rotation", "degrees": 30.0, "interpolation": "nearest"},
         {"name": "grayscale", "p": 0.25},
     ]
+    plain = made.with_overrides({"augment.crop": "none", "augment.flip": "none", "tta": "None"})
+    assert (plain.augment.crop, plain.augment.flip, plain.tta) == (None, "none", "none")
     assert load_recipe("fast") == FAST  # a recipe is not changed by overriding it
 
 

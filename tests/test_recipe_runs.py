@@ -66,8 +66,9 @@ def test_a_recipe_trains_resumes_and_has_a_page(name: str, few: Path, tmp_path: 
     rows = {row[0]: row[2] for row in table(page, "Loss and accuracy on few").rows()}
     assert rows["test"] == f"{whole.test_accuracy:.2%}"
     if recipe.reported is not None:
-        assert rows["printed by its source"] in (
-            f"{recipe.reported.accuracy:.2%}" if recipe.reported.accuracy is not None else "\u2013",
-        )
+        printed = recipe.reported.accuracy
+        assert rows.get("printed by its source") == (None if printed is None else f"{printed:.2%}")
+        assert "What was printed is of another setting" in page.text
+        assert f"epochs 2, not {load_recipe(name).epochs}" in page.text
         assert (recipe.reported.erratum or "") in page.text
         assert all(choice.chosen in page.text for choice in recipe.open_choices)

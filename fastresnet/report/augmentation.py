@@ -104,7 +104,8 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
         for row, index in enumerate(members)
         for pixels in (train.images[index], *(e[row] for e in epochs))
     ]
-    texts = [text for row in rows for text in (row.class_name, *headings)]
+    below = [heading.replace(", ", "\n") for heading in headings]
+    texts = [text for row in rows for text in (row.class_name, *below)]
     return AugmentationGrid(
         steps=tuple(_steps(record)),
         epochs=tuple(headings),

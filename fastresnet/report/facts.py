@@ -84,14 +84,14 @@ def results_table(record: RunRecord) -> Table:
             (f"test, epoch {best['epoch']}", DASH, percent(accuracy), f"best, chosen on {split}{warning}")
         )
     reported = record.recipe.reported
-    if reported is not None:
+    if reported is not None and reported.accuracy is not None:
         of = ": ".join(filter(None, (reported.source, reported.accuracy_of)))
         rows.append(("printed by its source", DASH, percent(reported.accuracy), of))
         if reported.train_accuracy is not None:
             rows.append(("printed, on train", DASH, percent(reported.train_accuracy), reported.source))
     return Table(
         caption=f"Loss and accuracy on {record.on}",
-        columns=("split", "loss", "accuracy", ""),
+        columns=("split", "loss", "accuracy", "remark"),
         rows=tuple(rows),
         numeric=frozenset({1, 2}),
     )
@@ -211,7 +211,7 @@ def recipe_table(record: RunRecord) -> Table:
     left_out = {"name", "description", "reported", "open_choices"}
     rows = [
         (key, value)
-        for key, value in _flat(record.recipe.to_json_dict()).items()
+        for key, value in flat(record.recipe.to_json_dict()).items()
         if key.split(".")[0] not in left_out and value != "null"
     ]
     return Table(caption=f"Recipe {record.recipe.name}", columns=("key", "value"), rows=tuple(rows))
@@ -253,8 +253,8 @@ def differences_table(records: Sequence[RunRecord]) -> Table:
     """Return the keys of recipe, config and data in which runs differ."""
     ignored = {"config.save_every_s", "config.data"}
     flat = [
-        _flat(record.recipe.to_json_dict(), "recipe.")
-        | _flat(record.config.model_dump(mode="json"), "config.")
+        flat(record.recipe.to_json_dict(), "recipe.")
+        | flat(record.config.model_dump(mode="json"), "config.")
         | {
             f"data.{key}": str(record.dataset.get(key, DASH))
             for key in ("name", "digest", "num_train", "num_val")
@@ -275,15 +275,15 @@ def differences_table(records: Sequence[RunRecord]) -> Table:
     )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Return nested JSON by dotted key, each value as JSON without quotes."""
     if isinstance(value, dict) and value:
         return {
-            key: text for name, part in value.items() for key, text in _flat(part, f"{prefix}{name}.").items()
+            key: text for name, part in value.items() for key, text in flat(part, f"{prefix}{name}.").items()
         }
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         return {
-            key: text for i, part in enumerate(value) for key, text in _flat(part, f"{prefix}{i}.").items()
+            key: text for i, part in enumerate(value) for key, text in flat(part, f"{prefix}{i}.").items()
         }
     return {prefix.rstrip("."): value if isinstance(value, str) else json.dumps(value)}
 

@@ -18,6 +18,7 @@ from fastresnet.report.chart import Chart
 from fastresnet.report.confusion import Predictions, summarise, worst_png
 from fastresnet.report.curves import comparison_curves, joined_note, run_curves
 from fastresnet.report.diagram import network_diagram
+from fastresnet.report.printed import setting_note
 from fastresnet.report.records import RunRecord, read_run
 from fastresnet.report.writing import Written, render, write_page
 
@@ -33,6 +34,7 @@ class RunPart:
         key: before its HTML ids; empty where the page is about one run.
         weights: which were evaluated.
         curves, diagram: figures.
+        setting: how the run differs from what its recipe's source printed; may be empty.
         joined: which epochs of the curves are of the runs it came from; may be empty.
         predictions, augmentation: None where the data set could not be read.
         pngs: of the tables that are figures too, by file name without suffix.
@@ -43,6 +45,7 @@ class RunPart:
     key: str
     weights: str
     curves: list[Chart]
+    setting: str
     joined: str
     diagram: Chart
     predictions: Predictions | None = None
@@ -121,6 +124,7 @@ def _run_part(record: RunRecord, prefix: str, weights: str) -> RunPart:
         key=prefix,
         weights=weights,
         curves=run_curves(record, prefix),
+        setting=setting_note(record),
         joined=joined_note(record),
         diagram=network_diagram(record.spec, *sizes, name=f"{prefix}network"),
         notices=list(record.notices),

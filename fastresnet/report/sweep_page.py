@@ -113,7 +113,7 @@ def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
                 "accuracy",
                 "printed",
                 "difference in points",
-                "",
+                "remark",
             ),
         ),
         rows=tuple(lines),

@@ -1,0 +1,149 @@
+"""docs/reports.md: its tables are whole, its commands and tests exist, and nothing of the reports is missing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache as once
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from fastresnet.arch import get_arch
+from fastresnet.bench.sweep_record import markdown
+from fastresnet.catalogue import CATALOGUE
+from fastresnet.cli.main import app
+from fastresnet.cli.train import _assigned
+from fastresnet.errors import UserError
+from fastresnet.recipe import load_recipe, recipe_names
+from fastresnet.sweep_filter import CellFilter, select_steps
+from fastresnet.sweep_spec import load_sweep, sweep_names
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "reports.md").read_text("utf-8")
+HEADINGS = ("what", "command", "test")
+
+
+class Row(NamedTuple):
+    """A line of a table: what it is about, commands, tests."""
+
+    what: str
+    commands: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def rows() -> Iterator[Row]:
+    for line in PAGE.split("## Ours beside")[0].splitlines():
+        if line.startswith("|") and not set(line) <= set("|- "):
+            what, commands, tests = (cell.strip() for cell in line.strip("|").split(" | "))
+            if (what.strip(), commands, tests) != HEADINGS:
+                quoted = (tuple(re.findall(r"`([^`]*)`", cell)) for cell in (commands, tests))
+                yield Row(what, *quoted)
+
+
+ROWS = list(rows())
+
+
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """Return a command's name and its options as the command line understands them; nothing is run."""
+    name, *arguments = shlex.split(command)
+    assert name == "fastresnet"
+    at: Any = typer.main.get_command(app)
+    context = at.make_context(name, arguments)
+    path = []
+    while hasattr(at, "resolve_command"):
+        word, at, arguments = at.resolve_command(context, context._protected_args + context.args)
+        path.append(word)
+        context = at.make_context(word, arguments, parent=context)
+    return " ".join(path), context.params
+
+
+def check(command: str) -> None:
+    """Assert that a command and the names in it would be taken."""
+    name, given = parsed(command)
+    if name == "train":
+        overrides = {key: given[key] for key in ("arch", "epochs", "batch_size") if given[key] is not None}
+        recipe = load_recipe(given["recipe"] or "fast").with_overrides(overrides | _assigned(given["set_"]))
+        recipe.arch_spec().validate_for(32)
+    elif name == "recipes":
+        load_recipe(given["name"])
+    elif name == "archs" and given["name"]:
+        get_arch(given["name"])
+    elif name == "sweep":
+        filters = [CellFilter.parse(text) for text in given["cells"] or ()]
+        assert select_steps(load_sweep(given["name"]).all_cells(), filters)
+    elif name == "report" and given["sweep"]:
+        load_sweep(given["sweep"])
+
+
+@once
+def test_names(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+test_names.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_no_row_is_empty() -> None:
+    assert len(ROWS) > 120
+    for row in ROWS:
+        assert row.what and row.commands and row.tests, row
+    assert len({row.what for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("command", sorted({command for row in ROWS for command in row.commands}))
+def test_every_command_is_one(command: str) -> None:
+    check(command)
+
+
+def test_every_named_test_is_there() -> None:
+    missing = set()
+    for name in {name for row in ROWS for name in row.tests}:
+        file, function = name.split("::")
+        if function not in test_names(file):
+            missing.add(name)
+    assert missing == set()
+
+
+def test_nothing_of_the_reports_is_missing() -> None:
+    words = {word for row in ROWS for command in row.commands for word in shlex.split(command)}
+    assert {name for name in recipe_names() if name != "fast"} <= words
+    assert set(sweep_names()) <= words
+    named = {
+        entry.name for entry in CATALOGUE if entry.table in ("r0-table1", "r0-logs", "r1-final", "r2", "r3")
+    }
+    assert named <= words
+
+
+def test_a_wrong_name_in_a_command_would_be_found() -> None:
+    for command in (
+        "fastresnet train --recipe r9",
+        "fastresnet train --set optimizer.name=adan",
+        "fastresnet archs resnet25",
+        "fastresnet sweep r1-c --cells D=2",
+    ):
+        with pytest.raises(UserError):
+            check(command)
+    with pytest.raises(Exception, match="No such option"):
+        check("fastresnet bench loaders --fast")
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- bench sweep (\S+): begin -->", PAGE))
+def test_tables_are_their_records(name: str) -> None:
+    """What stands between a table's marks is what its committed record gives; nothing, as long as there is none."""
+    found = re.search(
+        rf"<!-- bench sweep {name}: begin -->\n(.*?)<!-- bench sweep {name}: end -->", PAGE, re.DOTALL
+    )
+    assert found is not None
+    shown = found[1].strip()
+    records = [json.loads(path.read_text()) for path in (ROOT / "bench" / "records").glob("*.json")]
+    texts = [
+        markdown(each).strip() for each in records if each.get("kind") == "sweep" and each["name"] == name
+    ]
+    assert texts == ([shown] if shown else [])
