@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastresnet.errors import UserError
-
 # Seconds that report R0 printed for "5 epochs" by number of workers; from 2 workers up, 1.466 + 0.342 n fits them.
 PRINTED_S = {0: 63.96, 2: 2.16, 4: 2.80, 8: 4.18, 12: 5.61, 16: 7.00, 20: 8.24}
-BEGIN, END = "<!-- bench loaders: begin -->", "<!-- bench loaders: end -->"
 MIB = 2**20
 
 
@@ -247,20 +244,3 @@ def plot(record: dict[str, Any], path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def insert(record: dict[str, Any], path: Path) -> None:
-    """Put the table into a text file, in place of what stands between its two marks.
-
-    Raises:
-        UserError: the file cannot be read or written, or lacks the marks.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise UserError(f"{path} has no place for the table; put {BEGIN} and {END} where it is to stand")
-        path.write_text(f"{before}{BEGIN}\n\n{markdown(record)}\n{END}{after}", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot update {path}: {error.strerror}") from error

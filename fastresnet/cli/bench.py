@@ -72,19 +72,12 @@ def loaders(
     ] = None,
 ) -> None:
     """Measure every way of loading images here: the worker table of the reports, and each of our backends."""
-    import json
-
-    from fastresnet.bench.loader_report import insert as insert_table
     from fastresnet.bench.loader_report import markdown, plot
-    from fastresnet.bench.record import write_record
+    from fastresnet.bench.record import insert_marked, read_record, write_record
     from fastresnet.cli.progress import shown_progress
-    from fastresnet.errors import UserError
 
     if show is not None:
-        try:
-            record = json.loads(show.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the record {show}: {error}") from error
+        record = read_record(show)
     else:
         from fastresnet.bench.loader_rows import WORKERS, Plan
         from fastresnet.bench.loaders import measure
@@ -112,10 +105,45 @@ def loaders(
         plot(record, path.with_suffix(".png"))
         typer.echo(f"record     {path}, and the same as .md and .png", err=True)
     for place in insert or []:
-        insert_table(record, place)
+        insert_marked("bench loaders", markdown(record), place)
     typer.echo(markdown(record), nl=False)
     if show is None and record["interrupted"]:
         raise typer.Exit(128 + signal.Signals[record["interrupted"]])
+
+
+@app.command("sweep")
+def sweep(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A finished sweep: its name or its folder.")
+    ] = None,
+    sweeps_dir: Annotated[Path, typer.Option(help="Where sweeps' folders lie.")] = Path("sweeps"),
+    out: Annotated[
+        Path | None, typer.Option(help="The record [default: a dated file in bench-results].")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Make no record; show this one again.")
+    ] = None,
+    insert: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Also put the table into a marked text file.")
+    ] = None,
+) -> None:
+    """Make a record of a finished sweep: each cell's training beside what was printed, and where it ran."""
+    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.bench.sweep_record import make_sweep_record, markdown
+    from fastresnet.errors import UserError
+
+    if (name is None) == (show is None):
+        raise UserError("give either a sweep, as in `fastresnet bench sweep r1-c`, or --show RECORD")
+    if show is not None:
+        record = read_record(show)
+    else:
+        record = make_sweep_record(str(name), sweeps_dir)
+        path = out or default_record_path(f"sweep-{record['name']}")
+        write_record(path, record)
+        typer.echo(f"record     {path}", err=True)
+    for place in insert or []:
+        insert_marked(f"bench sweep {record['name']}", markdown(record), place)
+    typer.echo(markdown(record), nl=False)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -159,6 +159,7 @@ def sweep(
         chosen = dataclasses.replace(chosen, image_size=image_size or chosen.image_size)
         show_cells(chosen, select_steps(chosen.all_cells(), filters))
         return 0
+    from fastresnet.bench.record import typed_command
     from fastresnet.cli.train import check_loader
     from fastresnet.run import RunConfig
     from fastresnet.sweep import SweepOptions
@@ -184,6 +185,7 @@ def sweep(
         retry_failed=retry_failed and parent is None,
         heartbeat_s=heartbeat,
         allow_different_machine=allow_different_machine,
+        command=typed_command() if parent is None else None,
     )
     if parent is not None:
         _follow(parent)

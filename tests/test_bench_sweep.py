@@ -1,0 +1,74 @@
+"""``fastresnet bench sweep``: a finished sweep as a record, and its table in a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from family import refused, typed
+from made_data import write_npz
+
+from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.sweep_spec import Sweep, load_sweep
+from fastresnet.sweep_table import markdown, row, table
+
+pytest.importorskip("optuna")
+
+from sweep_cases import FILE, run
+
+TABLE = "| C | parameters | accuracy | remark |\n| --- | --- | --- | --- |\n"
+CELLS = "[grid]\nC = [2, 3, 4]\n"
+MARKS = "<!-- bench sweep tiny: begin -->", "<!-- bench sweep tiny: end -->"
+
+
+def test_from_a_finished_sweep_to_a_page(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text("budget = 1000\n" + FILE.format(epochs=2) + CELLS)
+    data = write_npz(tmp_path / "arrays.npz")
+    first, second = "fastresnet sweep tiny.toml", "fastresnet sweep tiny.toml --workers 2"
+    for command in (first, second, first):
+        made = run(file, data, tmp_path / "sweeps", command=command)
+    assert made["commands"] == [first, second]
+    out, page = tmp_path / "r.json", tmp_path / "page.md"
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    there = ("bench", "sweep", "tiny", "--sweeps-dir", tmp_path / "sweeps")
+    shown = typed(*there, "--out", out, "--insert", page)
+    record = json.loads(out.read_text())
+    assert record["kind"] == "sweep" and record["commands"] == [first, second]
+    assert record["dataset"]["num_train"] == 30 and record["dataset"]["name"] == "arrays"
+    (machine,) = record["environments"]
+    assert machine["threads"] == 1 and machine["torch"]
+    assert [row["state"] for row in record["rows"]] == ["done", "done", "over budget"]
+    for entry in record["rows"][:2]:
+        result = read_sealed_json(tmp_path / "sweeps" / "tiny" / entry["run"] / "result.json")
+        assert entry["accuracy"] == result["test_accuracy"] == entry["trained"][-1]["test_accuracy"]
+        assert [epoch["epoch"] for epoch in entry["trained"]] == [1, 2] and entry["environment"] == 0
+        assert entry["clocks"]["train_s"] > 0
+    assert shown.startswith(TABLE) and "| over budget |" in shown
+    for said in ("30 training and 12 test images", "1 of ", f"`{first}`, then `{second}`", record["date"]):
+        assert said in shown
+    assert page.read_text() == f"before\n{MARKS[0]}\n\n{shown}\n{MARKS[1]}\nafter\n"
+    assert typed("bench", "sweep", "--show", out) == shown
+
+    path = tmp_path / "sweeps" / "tiny" / "table.json"
+    content = read_sealed_json(path)
+    content["rows"][0]["state"] = "waiting"
+    write_sealed_json(path, content)
+    assert "1 of 3 cells of tiny are waiting" in refused(*there)
+    assert "give either a sweep" in refused("bench", "sweep")
+    assert "cannot read the record" in refused("bench", "sweep", "--show", page)
+
+
+def test_fewer_epochs_than_the_sweeps_own_are_said() -> None:
+    def said(sweep: Sweep) -> str:
+        rows = [row("", cell, None) for cell in sweep.cells()]
+        given = {"dataset_name": "x", "dataset_is_builtin": False, "seed": 0, "limit_train": None}
+        return markdown(table("r1-c", "", rows, given))
+
+    sweep = load_sweep("r1-c")
+    assert ", 10 epochs, seed 0." in said(sweep) and "8 cells have a printed accuracy.\n" in said(sweep)
+    fewer = said(replace(sweep, epochs=3))
+    assert "3 epochs in place of the sweep's 10" in fewer
+    assert "8 cells have a printed accuracy, after 10 epochs." in fewer
