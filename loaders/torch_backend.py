@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 import weakref
 from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastresnet.errors import UserError
 from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.mapped import mapped_file
@@ -76,6 +79,21 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
+@contextmanager
+def _keep_child_signals() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that torch sets when it starts workers.
+
+    It raises when one dies, wherever the program then is: in the midst of a checkpoint, or of the handling of another
+    error. Without it the next batch that is asked for raises, within 5 s.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+
+
 class TorchLoader(EpochCursor):
     """See the module."""
 
@@ -100,19 +118,31 @@ class TorchLoader(EpochCursor):
         epoch = self.begin()
         self._sampler.epoch = epoch
         assert self._data_loader is not None
-        return self._iterate(epoch, iter(self._data_loader))
+        with self._failures(), _keep_child_signals():
+            tables = iter(self._data_loader)
+        return self._iterate(epoch, tables)
 
     def _iterate(self, epoch: Epoch, tables: Iterator[torch.Tensor]) -> Iterator[Batch]:
         labels = torch.from_numpy(epoch.labels).to(self._device)
         indices = torch.from_numpy(epoch.plan.indices).to(self._device)
         for step in epoch.steps:
-            try:
+            with self._failures():
                 images = next(tables)
-            except Exception as error:
-                raise loader_failed("torch", error) from error
             rows = epoch.rows(step)
             images = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             yield Batch(images, labels[rows], indices[rows])
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if all(worker.is_alive() for worker in _workers(self._data_loader)):
+                raise loader_failed("torch", error) from error
+            raise UserError(
+                "a process of the torch loader was killed, by a lack of memory perhaps; go on with --resume, or train "
+                "with fewer --workers or another --loader"
+            ) from error
 
     def close(self) -> None:
         """Stop the worker processes; calling it again does nothing."""
@@ -121,16 +151,25 @@ class TorchLoader(EpochCursor):
         super().close()
 
 
+def _workers(data_loader: DataLoader[torch.Tensor] | None) -> list[Any]:
+    """Return the worker processes that were started and not yet stopped."""
+    return getattr(getattr(data_loader, "_iterator", None), "_workers", [])
+
+
 def _stop_workers(data_loader: DataLoader[torch.Tensor]) -> None:
-    workers = getattr(data_loader, "_iterator", None)
-    if workers is None or not hasattr(workers, "_shutdown_workers"):
+    workers = _workers(data_loader)
+    if not workers:
         return
-    try:
-        workers._shutdown_workers()
-    except RuntimeError:  # torch's handler of SIGCHLD says so, wherever we are, when a worker was killed
-        for worker in workers._workers:
+    iterator: Any = data_loader._iterator
+    if any(not worker.is_alive() for worker in workers):
+        # Who was killed may have held the lock of the event by which torch tells the others to end.
+        iterator._workers_done_event = threading.Event()
+        for worker in workers:
             worker.kill()
-            worker.join()
+    iterator._shutdown_workers()
+    for worker in workers:  # torch ends those that hang by SIGTERM, which these ignore
+        worker.kill()
+        worker.join()
 
 
 @register("torch")

@@ -9,6 +9,7 @@ import pty
 import random
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_runs import ARCH, BATCH, assert_same_science, train_tiny, write_tiny
 
@@ -185,6 +187,30 @@ def test_stopped_while_packing_nothing_is_left(tmp_path: Path, cache: Path) -> N
     assert not list(cache.glob("packs/.*.partial")) and not (tmp_path / "here" / "runs").exists()
 
 
+def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    """Whatever the training does at that moment: it saves after every step, so it is mostly amid that."""
+    folder = tmp_path / "here"
+    arguments = ("--epochs", "100000", "--save-every", "1e-9", "--loader", "torch", "--workers", "2")
+    with started(folder, *TINY, "--data", str(data), *arguments) as process:
+        await_line(process, "epoch")
+        parent = psutil.Process(process.pid)
+        # A forked worker has its parent's command line, Python's resource tracker another one.
+        workers = [child for child in parent.children() if child.cmdline() == parent.cmdline()]
+        random.choice(workers).kill()
+        stdout, stderr = process.communicate(timeout=FAR)
+    assert process.returncode == 2 and stderr.count("\n") == 1, stderr
+    assert stderr.startswith("fastresnet: error: a process of the torch loader was killed, ")
+    assert "go on with --resume" in stderr and "Traceback" not in stdout
+    assert [worker for worker in workers if worker.is_running()] == []
+
+    state = load_last(find_run("last", folder / "runs"))[0]["state"]
+    assert state["step"] > 0
+    with started(folder, "--resume", "last") as process:
+        line = await_line(process, "resuming")
+        assert line == f"resuming in epoch {state['epoch'] + 1}, after {state['epoch_step']} of its 6 steps\n"
+        await_line(process, "epoch")
+
+
 class Terminal:
     """``fastresnet train`` on a terminal of 200 columns, where Ctrl-C can be typed."""
 
@@ -244,3 +270,29 @@ def test_ctrl_c_while_warming_up_is_one_line(data: Path, tmp_path: Path) -> None
         "fastresnet: stopped by SIGINT; nothing was left half-written"
     ]
     assert "Traceback" not in shown and not (folder / "runs").exists()
+
+
+def test_a_terminal_shows_progress_and_ctrl_c_ends_it_cleanly(data: Path, tmp_path: Path) -> None:
+    """A live line is there from the first step on, however fast epochs and their evaluations pass."""
+    folder = tmp_path / "here"
+    arguments = (*TINY, "--data", str(data), "--epochs", "100000", "--loader", "torch", "--workers", "1")
+    terminal = Terminal(folder, *arguments)
+    before = terminal.read(" left")
+    live = before.rsplit("\r\x1b[K", 1)[-1]
+    assert re.fullmatch(r"epoch 1/100000  step 1/6  [\d,]+ img/s  [\d. a-z]+ left", live), live
+    lines = screen_lines(before + terminal.read("  lr "))
+    assert any(re.search(rf"(^|\x1b\[2K)arch     {ARCH}: ", line) for line in lines)
+    assert any(
+        re.match(r"epoch +1/100000  loss \d\.\d{4}  train 0\.\d{4}  test 0\.\d{4}  lr ", line)
+        for line in lines
+    )
+    again = terminal.read(" left").rsplit("\r\x1b[K", 1)[
+        -1
+    ]  # half a second later, amid epochs of milliseconds
+    assert re.fullmatch(r"epoch \d+/100000  step \d/6  [\d,]+ img/s  [\d. a-z]+ left", again), again
+    code, shown = terminal.interrupt()
+    assert code == 130 and "Traceback" not in shown
+    *_, said, command = screen_lines(shown)
+    assert said.removeprefix("^C").startswith("stopped by SIGINT; saved after step")
+    assert shlex.split(command)[-3:-1] == ["train", "--resume"]
+    assert find_run(shlex.split(command)[-1], folder / "runs")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.signals import Stopped
+from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
 

@@ -22,8 +22,8 @@ from fastresnet.cli import (
     sweep,
     train,
 )
-from fastresnet.cli.signals import Stopped, raise_stopped
 from fastresnet.errors import UserError
+from fastresnet.signals import Stopped, raise_stopped
 
 app = typer.Typer(
     add_completion=False,

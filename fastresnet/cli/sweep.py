@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastresnet.cli.signals import Stopped
 from fastresnet.errors import UserError
+from fastresnet.signals import Stopped
 
 if TYPE_CHECKING:
     from fastresnet.sweep import SweepOptions

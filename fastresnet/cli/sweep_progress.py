@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,9 @@ class SweepProgress(TrainProgress, SweepListener):
 class _NoLine(LiveLine):
     """Shows nothing."""
 
-    def show(self, text: str, now: bool = False) -> None:
-        pass
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self._due = False, math.inf
 
 
 def where_it_stands(status: Status) -> str:

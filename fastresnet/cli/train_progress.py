@@ -58,20 +58,29 @@ class LiveLine:
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self.shown = ""
-        self.at = 0.0
+        self._due: float | None = None
 
-    def show(self, text: str, now: bool = False) -> None:
-        """Show ``text``, unless something was shown a moment ago and it need not be ``now``."""
-        since = time.monotonic() - self.at
-        if self.live and (now or since > LIVE_EVERY_S):
+    def is_due(self) -> bool:
+        """Return whether the last one has stood for long enough; on a terminal the first is due at once."""
+        now = time.monotonic()
+        if self._due is None:
+            self._due = now + (0.0 if self.live else PRINT_EVERY_S)
+        return now >= self._due
+
+    def show(self, text: str) -> None:
+        """Show ``text``: on a terminal in any case, elsewhere where it is due."""
+        if self.live or self.is_due():
+            self._due = time.monotonic() + (LIVE_EVERY_S if self.live else PRINT_EVERY_S)
+            if not self.live:
+                typer.echo(text)
+            self.overwrite(text)
+
+    def overwrite(self, text: str) -> None:
+        """Show ``text`` on a terminal, and nowhere else; the next line stays as due as it was."""
+        if self.live:
             self.shown = text  # first, so that a signal in the midst of it leaves something to clear
             sys.stdout.write(f"\r\x1b[K{text}")
             sys.stdout.flush()
-        elif not self.live and since > PRINT_EVERY_S and self.at:
-            typer.echo(text)
-        elif self.at:
-            return
-        self.shown, self.at = text, time.monotonic()
 
     def clear(self) -> None:
         """Make room for a whole line."""
@@ -115,8 +124,7 @@ class TrainProgress(Listener):
 
     def on_phase(self, text: str) -> None:
         self.close()
-        if self.line.live:
-            self.line.show(f"{text} ...", now=True)
+        self.line.overwrite(f"{text} ...")
 
     def on_notice(self, text: str) -> None:
         self._print(f"note: {text}")
@@ -160,7 +168,7 @@ class TrainProgress(Listener):
 
     def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:
         self._stepped_at = time.monotonic()
-        if self._stepped_at - self.line.at < LIVE_EVERY_S or self.info is None:
+        if self.info is None or not self.line.is_due():
             return
         recipe = self.info.recipe
         steps_left = (recipe.epochs - epoch) * steps_per_epoch - epoch_step

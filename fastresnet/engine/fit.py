@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from fastresnet.engine.warmup import synchronise
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
 from fastresnet.loaders.protocol import Loader
+from fastresnet.signals import on_stop
 
 CHECK_EVERY = 50  # steps between looks at whether the loss is still finite: each look waits for the device
 
@@ -43,25 +43,17 @@ class Interrupted(Exception):
 class StopSignals:
     """Turns the first SIGINT or SIGTERM into a request that the loop meets between steps; a later one kills."""
 
-    PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
-
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._requested_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._request)
+            self._previous = on_stop(self._request)
         return self
 
-    def _request(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested is None:
-            self.requested, self._requested_at = signum, time.monotonic()
-        elif time.monotonic() - self._requested_at > self.PATIENCE_S:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
+    def _request(self, signum: int) -> None:
+        self.requested = signum
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():

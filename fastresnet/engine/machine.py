@@ -127,18 +127,13 @@ def prepare(config: RunConfig, device: torch.device) -> None:
 
 @contextmanager
 def memory_errors(recipe: Recipe) -> Iterator[None]:
-    """Turn a lack of memory while training ``recipe``, or a loading process it killed, into one line."""
+    """Turn a lack of memory while training ``recipe`` into one line."""
     advice = f"give a smaller --batch-size than {recipe.batch_size}, or a narrower --arch than {recipe.arch}"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # A library out of memory says so only in words; torch's own OutOfMemoryError has them too.
         text = str(error).lower()
-        if "dataloader worker" in text:  # torch's SIGCHLD handler raises it wherever the loop is
-            raise UserError(
-                "a process of the torch loader was killed, by a lack of memory perhaps; the last checkpoint is "
-                "kept: go on with --resume, or train with --loader numba"
-            ) from error
         if "can't allocate memory" in text or isinstance(error, MemoryError):
             raise UserError(f"the machine's memory is too small for this training; {advice}") from error
         if "out of memory" in text or "alloc_failed" in text:
