@@ -180,9 +180,10 @@ def test_runs_side_by_side(family: Family, comparison: Element) -> None:
     rows = table(comparison, "The runs side by side").rows()
     assert [row[0] for row in rows] == ids
     results = [json.loads((folder / "result.json").read_text()) for folder in (family.parent, family.child)]
-    assert [row[9] for row in rows] == [f"{result['test_accuracy']:.2%}" for result in results]
+    assert [row[2] for row in rows] == [f"{result['test_accuracy']:.2%}" for result in results]
     differing = {row[0]: row[1:] for row in table(comparison, "What differs").rows()}
     assert differing["recipe.epochs"] == ["3", "2"] and "recipe.batch_size" not in differing
+    assert differing["recipe.mix.name"] == ["\u2013", "mixup"] and "recipe.mix" not in differing
     assert [h2.text for h2 in comparison.all("h2")][2:] == [f"n2-b1-c4 fast ({name})" for name in ids]
     assert len([t for t in comparison.all("table") if t.one("caption").text.startswith("Confusion")]) == 2
 

@@ -64,6 +64,7 @@ def run_curves(record: RunRecord, prefix: str = "") -> list[Chart]:
             f"Learning rate by epoch: from {rates.ys[0]:g} to {rates.ys[-1]:g}, highest {max(rates.ys):g}.",
             [rates],
             marks=marks,
+            from_zero=True,
             note=f"At each epoch's last step, as the optimizer ({record.recipe.optimizer.name}) was given it.",
             numbers=_numbers("Learning rate by epoch", [rates], lambda value: f"{value:.3g}"),
         )
@@ -97,6 +98,7 @@ def comparison_curves(records: Sequence[RunRecord]) -> list[Chart]:
                 f"{title} by epoch of {len(lines)} runs; at the end {ends}.",
                 lines,
                 percent_values=key == "test_accuracy",
+                from_zero=key == "lr",
                 numbers=_numbers(f"{title} by epoch", lines, write),
             )
         )
@@ -116,6 +118,7 @@ def _curve_chart(
     *,
     marks: Sequence[tuple[float, str]] = (),
     percent_values: bool = False,
+    from_zero: bool = False,
     ring: tuple[float, float] | None = None,
     note: str = "",
     numbers: Table,
@@ -133,6 +136,9 @@ def _curve_chart(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.grid(axis="x", visible=False)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         if percent_values:
             percent_axis(axes)
         for x, text in marks:

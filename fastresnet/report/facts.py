@@ -218,7 +218,8 @@ def recipe_table(record: RunRecord) -> Table:
 
 
 def comparison_table(records: Sequence[RunRecord]) -> Table:
-    """Return several runs side by side, a row each."""
+    """Return several runs side by side, a row each; the data set has a column where they differ in it."""
+    several = len({record.dataset["digest"] for record in records}) > 1
     rows = []
     for record in records:
         last, test = record.last_row, record.test
@@ -227,32 +228,35 @@ def comparison_table(records: Sequence[RunRecord]) -> Table:
             (
                 record.id,
                 f"{record.recipe.arch}, {record.recipe.name}",
-                record.dataset["name"],
+                *([record.dataset["name"]] if several else []),
+                accuracy,
+                number(test["loss"] if test else None),
+                percent(last.get("train_accuracy")),
+                number(last.get("train_loss")),
+                str(len(record.rows)),
+                duration(record.clocks.train_s),
                 count(record.num_params),
                 count(record.multiply_adds),
-                str(len(record.rows)),
-                number(last.get("train_loss")),
-                percent(last.get("train_accuracy")),
-                number(test["loss"] if test else None),
-                accuracy,
-                duration(record.clocks.train_s),
             )
         )
+    described = ("run", "arch and recipe", *(["data"] if several else []))
+    on = "" if several else f" on {records[0].on}"
     return Table(
-        caption="The runs side by side, each at its last epoch",
+        caption=f"The runs side by side{on}, each at its last epoch",
         columns=(
-            *("run", "arch and recipe", "data", "parameters", "multiply-adds", "epochs"),
-            *("train loss", "train accuracy", "test loss", "test accuracy", "training"),
+            *described,
+            *("test accuracy", "test loss", "train accuracy", "train loss"),
+            *("epochs", "training", "parameters", "multiply-adds"),
         ),
         rows=tuple(rows),
-        numeric=frozenset(range(3, 11)),
+        numeric=frozenset(range(len(described), len(described) + 8)),
     )
 
 
 def differences_table(records: Sequence[RunRecord]) -> Table:
     """Return the keys of recipe, config and data in which runs differ."""
     ignored = {"config.save_every_s", "config.data"}
-    flat = [
+    by_run = [
         flat(record.recipe.to_json_dict(), "recipe.")
         | flat(record.config.model_dump(mode="json"), "config.")
         | {
@@ -261,18 +265,24 @@ def differences_table(records: Sequence[RunRecord]) -> Table:
         }
         for record in records
     ]
-    keys = [key for key in dict.fromkeys(key for values in flat for key in values) if key not in ignored]
+    keys = [key for key in dict.fromkeys(key for values in by_run for key in values) if key not in ignored]
     dropped = ("recipe.name", "recipe.description", "recipe.reported", "recipe.open_choices")
     rows = [
-        (key, *(values.get(key, DASH)[:60] for values in flat))
+        (key, *shown)
         for key in keys
-        if not key.startswith(dropped) and len({values.get(key) for values in flat}) > 1
+        if not key.startswith(dropped)
+        and len(set(shown := [_or_dash(values.get(key)) for values in by_run])) > 1
     ]
     return Table(
         caption="What differs between the runs",
         columns=("key", *(record.id for record in records)),
         rows=tuple(rows),
     )
+
+
+def _or_dash(text: str | None) -> str:
+    """Return a key's value, and a dash for one that is nothing: absent, none or an empty list."""
+    return DASH if text in (None, "null", "[]") else text[:60]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
