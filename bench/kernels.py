@@ -1,7 +1,5 @@
 """The fused norms against eager PyTorch and Inductor, by shape and direction, and against the bytes they must move.
 
-    python -m fastresnet.bench.kernels --out FOLDER [--arch resnet24] [--batch-size 512]
-
 On the clock: the calls alone, replayed from CUDA graphs on a GPU, taking several sets of inputs in turn so that none
 is in the cache. Off it: building, compiling, capture and warm-up. The implementations take turns, so that a clock that
 drifts slows all alike. Inductor and the kernels are timed inside compiled graphs, eager as it is, each with the running
@@ -14,32 +12,28 @@ as a part of the speed of a large copy on the same device; where the tensors fit
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch._functorch import config as functorch_config
 
-from fastresnet.arch import ArchSpec, get_arch
-from fastresnet.bench.kernels_page import write_page
+from fastresnet.arch import ArchSpec
+from fastresnet.bench.ceilings import copy_speed
+from fastresnet.bench.continued import go_on
 from fastresnet.bench.record import make_record
-from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, resolve_device, resolve_threads
+from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
+from fastresnet.engine.warmup import compiler_missing
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.fusion import Activation, Added, Fusion
 from fastresnet.kernels.geometry import plan_one_pass
-from fastresnet.kernels.norm_act import INTERPRETED, TRITON_KERNELS, BatchNormAct2d
+from fastresnet.kernels.norm_act import INTERPRETED, BatchNormAct2d
 from fastresnet.kernels.timing import Run, captured, sets_beyond_cache, time_interleaved
 
 Direction = Literal["forward", "backward", "both"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
-COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far beyond any cache
 
 # tensors of the activation's size that are read or written, by passes and what is added
 FORWARD = {1: {"none": 2, "plain": 3}, 2: {"none": 3, "plain": 4, "norm": 5}}
@@ -105,14 +99,6 @@ def cases_of(spec: ArchSpec, batch_size: int, dtype: torch.dtype, image_size: in
             for added in kinds
         ]
     return list(dict.fromkeys(cases))
-
-
-def copy_speed(device: torch.device) -> float:
-    """Return the bytes a second that a large copy on ``device`` moves, read and written counted."""
-    source = torch.randint(0, 256, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    times = time_interleaved({"copy": [lambda: target.copy_(source)]}, device, rounds=5, calls=4)
-    return 2 * source.nbytes / times["copy"].p50_s
 
 
 class Subject:
@@ -219,6 +205,8 @@ def bench_kernels(
     kernels: Sequence[str] = ("triton",),
     rounds: int = 5,
     calls: int = 20,
+    earlier: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda record: None,
     progress: Callable[[str], None] = lambda line: None,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -229,71 +217,58 @@ def bench_kernels(
         device_wanted: auto, cpu, cuda or cuda:N.
         kernels: which of ``norm_act.TRITON_KERNELS`` to measure beside eager and Inductor, where Triton runs.
         rounds, calls: each implementation is called ``rounds * calls`` times, ``calls`` in a row.
+        earlier: a record to go on with; the cases in it are kept as they are.
+        save: given the record after each case.
         progress: told a line for each case.
         out_of_time: asked before each case; once true, the rest is named under ``not_measured``.
+
+    Raises:
+        UserError: ``earlier`` is of another machine, version or setting.
     """
     device = resolve_device(device_wanted)
     threads = resolve_threads(0)
     torch.set_num_threads(threads)
     obstacle = None if INTERPRETED and device.type == "cpu" else triton_obstacle(device)
-    implementations = ["eager", "inductor", *(kernels if obstacle is None else ())]
-    speed = copy_speed(device)
+    no_compiler = compiler_missing(device)
+    implementations = ["eager"] if no_compiler else ["eager", "inductor"]
+    implementations += kernels if obstacle is None else ()
+    record = make_record(
+        "kernels",
+        device_name(device),
+        threads,
+        settings={
+            "implementations": implementations,
+            "dtypes": sorted({str(case.dtype).removeprefix("torch.") for case in cases}),
+            "rounds": rounds,
+            "calls": calls,
+        },
+        triton=obstacle or ("interpreted" if INTERPRETED else "compiled"),
+        inductor=no_compiler or "compiled",
+        cuda_graphs=device.type == "cuda",
+        rounds=rounds,
+        calls=calls,
+        copy_bytes_per_s=0.0,
+        rows=[],
+        not_measured=[],
+    )
+    if earlier is not None:
+        record = go_on(earlier, record)
+    record["copy_bytes_per_s"] = record["copy_bytes_per_s"] or copy_speed(device)
+    speed = record["copy_bytes_per_s"]
     progress(f"{device_name(device)}: a copy moves {speed / 1e9:.1f} GB/s")
-    if obstacle is not None:
-        progress(f"Triton is left out: {obstacle}")
-    rows: list[dict[str, Any]] = []
-    left = list(cases)
+    for name, missing in (("Triton", obstacle), ("Inductor", no_compiler)):
+        if missing is not None:
+            progress(f"{name} is left out: {missing}")
+    measured = {row["case"] for row in record["rows"]}
+    left = [case for case in cases if case.name not in measured]
+    record["not_measured"] = [case.name for case in left]
     while left and not out_of_time():
         case = left.pop(0)
         new = measure_case(case, implementations, device, speed, rounds=rounds, calls=calls)
         whole = [row for row in new if row["direction"] == "both"]
         told = ", ".join(f"{row['implementation']} {1e6 * row['p50_s']:.1f} us" for row in whole)
         progress(f"{case.name}: {told}")
-        rows += new
-    return make_record(
-        "kernels",
-        device_name(device),
-        threads,
-        copy_bytes_per_s=speed,
-        triton=obstacle or ("interpreted" if INTERPRETED else "compiled"),
-        cuda_graphs=device.type == "cuda",
-        rounds=rounds,
-        calls=calls,
-        rows=rows,
-        not_measured=[case.name for case in left],
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line says and write ``kernels.json``, ``kernels.md`` and ``kernels.png``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastresnet.bench.kernels", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--arch", default="resnet24", help="whose norms are measured: a name or slug")
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--amp", choices=["auto", *AMP_DTYPES], default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tunings", action="store_true", help="measure every tuning of the kernels")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    chosen = parser.parse_args(arguments)
-    dtype = AMP_DTYPES[resolve_amp(chosen.amp, resolve_device(chosen.device))]
-    record = bench_kernels(
-        cases_of(get_arch(chosen.arch), chosen.batch_size, dtype),
-        device_wanted=chosen.device,
-        kernels=TRITON_KERNELS if chosen.tunings else TRITON_KERNELS[:1],
-        rounds=chosen.rounds,
-        calls=chosen.calls,
-        progress=lambda line: print(line, flush=True),
-    )
-    typed = sys.argv[1:] if arguments is None else arguments
-    # as in every record, file names in place of whole paths
-    shown = [os.path.basename(part) if os.path.isabs(part) else part for part in typed]
-    record["command"] = f"{parser.prog} {shlex.join(shown)}"
-    for path in write_page(record, chosen.out):
-        print(path)
-
-
-if __name__ == "__main__":
-    main()
+        record["rows"] += new
+        record["not_measured"] = [case.name for case in left]
+        save(record)
+    return record

@@ -12,13 +12,11 @@ from fastresnet.bench.record import write_record
 COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8"}
 
 
-def write_page(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``kernels.json``, ``kernels.md`` and ``kernels.png`` to ``folder``, and return their paths."""
-    paths = [folder / f"kernels.{suffix}" for suffix in ("json", "md", "png")]
-    write_record(paths[0], record)
-    write_atomic(paths[1], lambda file: file.write(to_markdown(record).encode()))
-    write_atomic(paths[2], lambda file: file.write(draw(record)))
-    return paths
+def write_page(record: dict[str, Any], path: Path) -> None:
+    """Write a record to ``path``, and the page and the plot of it beside it, as .md and .png."""
+    write_record(path, record)
+    write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
+    write_atomic(path.with_suffix(".png"), lambda file: file.write(draw(record)))
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -38,6 +36,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", "**Triton ran in its interpreter here: its times say nothing about a GPU.**"]
     elif record["triton"] != "compiled":
         lines += ["", f"**The kernels are unmeasured here: {record['triton']}.**"]
+    if record["inductor"] != "compiled":
+        lines += ["", f"Inductor is unmeasured here: {record['inductor']}."]
     for direction in dict.fromkeys(row["direction"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["direction"] == direction]
         names = list(dict.fromkeys(row["implementation"] for row in rows))

@@ -10,11 +10,14 @@ import pytest
 import torch
 from kernel_cases import DEVICE
 from optional_parts import need
+from typer.testing import CliRunner
 
 from fastresnet.arch import get_arch
-from fastresnet.bench import kernels
-from fastresnet.bench.kernels import Case, Subject, bench_kernels, cases_of, main
+from fastresnet.bench import ceilings, kernels
+from fastresnet.bench.kernels import Case, Subject, bench_kernels, cases_of
 from fastresnet.bench.kernels_page import draw, to_markdown, write_page
+from fastresnet.cli.main import app
+from fastresnet.errors import UserError
 
 
 def case(added: str = "none", activation: str = "relu", batch_size: int = 512, **changes: Any) -> Case:
@@ -70,25 +73,29 @@ def test_what_is_saved() -> None:
     assert saved("norm", "relu") == 4 * 8 * 4
 
 
-def test_from_measurement_to_page(tmp_path: Path) -> None:
+def test_from_measurement_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager, Inductor and the kernels (interpreted where there is no GPU), all directions of one small case."""
     need("triton")
     cases = [case(activation="silu", batch_size=2, channels=4, side=4), case("plain", batch_size=2)]
-    answers = iter([False, True])
     told: list[str] = []
-    kernels.COPY_BYTES, kept = {"cpu": 2**20, "cuda": 2**26}, kernels.COPY_BYTES
-    try:
-        record = bench_kernels(
+    saved: list[str] = []
+    monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20, "cuda": 2**26})
+
+    def measured(answers: list[bool], earlier: dict[str, Any] | None, rounds: int = 1) -> dict[str, Any]:
+        return bench_kernels(
             cases,
             device_wanted=DEVICE.type,
-            rounds=1,
+            rounds=rounds,
             calls=2,
+            earlier=earlier,
+            save=lambda record: saved.append(json.dumps(record)),
             progress=told.append,
-            out_of_time=lambda: next(answers),
+            out_of_time=lambda: answers.pop(0),
         )
-    finally:
-        kernels.COPY_BYTES = kept
+
+    record = measured([False, True], None)
     assert len(record["rows"]) == 9 and record["not_measured"] == [cases[1].name]
+    assert [json.loads(text) for text in saved] == [record]
     for row in record["rows"]:
         assert row["case"] == cases[0].name and row["dtype"] == "bfloat16" and row["passes"] == 1
         assert 0 < row["p20_s"] <= row["p50_s"] <= row["p80_s"]
@@ -96,13 +103,21 @@ def test_from_measurement_to_page(tmp_path: Path) -> None:
             row["floor_bytes"] / row["p50_s"] / record["copy_bytes_per_s"]
         )
     assert told[-1].startswith("bn+silu 2x4x4x4: eager ")
-    paths = write_page(record, tmp_path / "out")
-    assert [path.name for path in paths] == ["kernels.json", "kernels.md", "kernels.png"]
-    assert json.loads(paths[0].read_text())["rows"] == record["rows"]
-    page = paths[1].read_text()
+    write_page(record, tmp_path / "kernels.json")
+    assert json.loads((tmp_path / "kernels.json").read_text())["rows"] == record["rows"]
+    page = (tmp_path / "kernels.md").read_text()
     assert page.count("| bn+silu 2x4x4x4 |") == 3 and "for want of time: bn+add+relu 2x64x32x32" in page
     assert ("ran in its interpreter" in page) == (DEVICE.type == "cpu")
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+
+    # Gone on with, nothing is measured twice, and other conditions are refused.
+    again = measured([True], record)
+    assert again["rows"] == record["rows"] and again["copy_bytes_per_s"] == record["copy_bytes_per_s"]
+    with pytest.raises(UserError, match="begun under other conditions: rounds was 1 and is 2; choose"):
+        measured([True], record, rounds=2)
+    elsewhere = {**record, "environment": {**record["environment"], "device_name": "another"}}
+    with pytest.raises(UserError, match="device_name was 'another'"):
+        measured([True], elsewhere)
 
 
 def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -113,6 +128,7 @@ def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "command": "x",
         "copy_bytes_per_s": 1e9,
         "triton": "compiled",
+        "inductor": "compiled",
     }
     return plain | {"rounds": 1, "calls": 1, "cuda_graphs": False, "rows": rows, "not_measured": []} | changes
 
@@ -131,10 +147,37 @@ def test_the_command_measures_what_it_is_told(tmp_path: Path, monkeypatch: pytes
         return record_of([])
 
     monkeypatch.setattr(kernels, "bench_kernels", record)
-    main(
-        ["--arch", "resnet8", "--batch-size", "4", "--amp", "bf16", "--tunings", "--out", str(tmp_path / "a")]
-    )
+    out = tmp_path / "a" / "k.json"
+
+    def bench(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["bench", "kernels", *arguments])
+
+    own = ("--batch-size", "4", "--amp", "bf16", "--tunings", "--minutes", "0", "--out", str(out))
+    done = bench("--arch", "resnet8,resnet24", *own)
+    assert done.exit_code == 0, done.output
     cases, options = seen[0]
-    assert len(cases) == 8 and {c.batch_size for c in cases} == {4}
+    assert len(cases) == len(set(cases)) == 16 and {c.batch_size for c in cases} == {4}
     assert options["kernels"] == ("triton", "triton-1", "triton-2", "triton-3")
-    assert (tmp_path / "a" / "kernels.md").exists()
+    assert options["earlier"] is None and options["out_of_time"]()
+    assert out.with_suffix(".md").read_text() in done.output
+    assert "no GPU: eager and Inductor are measured" in done.output or DEVICE.type == "cuda"
+    shown = bench("--show", str(out))
+    assert shown.stdout == out.with_suffix(".md").read_text()
+    refused = bench("--out", str(out))
+    assert isinstance(refused.exception, UserError) and "choose another --out" in str(refused.exception)
+
+
+def test_one_small_case_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager alone where there is no compiler: what the command can do anywhere."""
+    monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr(kernels, "compiler_missing", lambda device: "no C++ compiler was found")
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    own = ("--arch", "n1-b1-c4", "--batch-size", "2", "--rounds", "1", "--device", "cpu")
+    out = tmp_path / "k.json"
+    done = CliRunner().invoke(app, ["bench", "kernels", *own, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    record = json.loads(out.read_text())
+    assert {row["implementation"] for row in record["rows"]} == {"eager"} and len(record["rows"]) == 6
+    page = out.with_suffix(".md").read_text()
+    assert "kernels are unmeasured here: Triton compiles for GPUs, and this run is on the cpu" in page
+    assert "Inductor is unmeasured here: no C++ compiler was found" in page

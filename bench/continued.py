@@ -1,0 +1,47 @@
+"""Going on with a record: what was measured before stays, so a measurement may be stopped at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastresnet.bench.record import read_record
+from fastresnet.errors import UserError
+from fastresnet.run import machine_difference
+
+
+def earlier_record(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return the record at ``path``, None where there is none yet.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if not isinstance(record, dict) or record.get("kind") != kind or "settings" not in record:
+        raise UserError(
+            f"{path} is no record that `fastresnet bench {kind}` can go on with; choose another --out"
+        )
+    return record
+
+
+def go_on(earlier: dict[str, Any], new: dict[str, Any], *, same_source: bool = True) -> dict[str, Any]:
+    """Return ``earlier``, to be added to under the conditions of ``new``, whose command it takes.
+
+    Both have ``settings``: what all figures of the record share. Unless ``same_source``, the commit may differ.
+
+    Raises:
+        UserError: machine, versions, source or settings differ, so that the figures would not be one table's.
+    """
+    difference = machine_difference(earlier["environment"], new["environment"])
+    git = [record["environment"].get("git") for record in (earlier, new)]
+    if same_source and difference is None and git[0] != git[1]:
+        difference = f"the source was {git[0]} and is {git[1]}"
+    for name, value in new["settings"].items():
+        before = earlier["settings"].get(name)
+        if difference is None and before != value:
+            difference = f"{name} was {before} and is {value}"
+    if difference is not None:
+        raise UserError(f"this record was begun under other conditions: {difference}; choose another --out")
+    return {**earlier, "command": new["command"]}

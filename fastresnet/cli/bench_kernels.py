@@ -1,0 +1,85 @@
+"""``fastresnet bench kernels``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def kernels(
+    arch: Annotated[
+        str, typer.Option(help="Whose norms are measured: names or slugs, with commas between them.")
+    ] = "resnet24",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step [default: 512; on a CPU 32].", min=1)
+    ] = None,
+    amp: Annotated[str, typer.Option(help="The activations: auto, bf16, fp16 or off.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tunings: Annotated[bool, typer.Option("--tunings", help="Every tuning of the kernels, not one.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.", min=1)] = 5,
+    calls: Annotated[
+        int | None, typer.Option(help="Timed calls in a row, a round [default: 20; on a CPU 2].", min=1)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Start no case after this; the same --out goes on.", min=0)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The record; a .md and a .png go beside it. One that exists is gone on with "
+            "[default: a dated file in bench-results]."
+        ),
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
+    ] = None,
+    insert: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Also put the page into a marked text file.")
+    ] = None,
+) -> None:
+    """Measure the fused norms by shape against eager and Inductor; on a CPU, those two alone."""
+    from fastresnet.arch import get_arch
+    from fastresnet.bench.continued import earlier_record
+    from fastresnet.bench.kernels import bench_kernels, cases_of
+    from fastresnet.bench.kernels_page import to_markdown, write_page
+    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.engine.machine import AMP_DTYPES, resolve_amp, resolve_device
+    from fastresnet.errors import UserError
+    from fastresnet.kernels.norm_act import TRITON_KERNELS
+
+    if show is not None:
+        record = read_record(show)
+    else:
+        if amp not in ("auto", *AMP_DTYPES):
+            raise UserError(f"--amp is {amp!r}; it must be one of auto, {', '.join(AMP_DTYPES)}")
+        started = time.monotonic()
+        chosen = resolve_device(device)
+        on_gpu = chosen.type == "cuda"
+        if not on_gpu:
+            typer.echo(
+                "no GPU: eager and Inductor are measured, by the wall clock; the kernels need one", err=True
+            )
+        dtype = AMP_DTYPES[resolve_amp(amp, chosen)]
+        size = batch_size or (512 if on_gpu else 32)
+        path = out or default_record_path("kernels")
+        cases = [case for name in arch.split(",") for case in cases_of(get_arch(name.strip()), size, dtype)]
+        record = bench_kernels(
+            list(dict.fromkeys(cases)),
+            device_wanted=device,
+            kernels=TRITON_KERNELS if tunings else TRITON_KERNELS[:1],
+            rounds=rounds,
+            calls=calls or (20 if on_gpu else 2),
+            earlier=earlier_record(path, "kernels"),
+            save=lambda record: write_record(path, record),
+            progress=lambda line: typer.echo(line, err=True),
+            out_of_time=lambda: minutes is not None and time.monotonic() - started > 60 * minutes,
+        )
+        write_page(record, path)
+        typer.echo(f"record     {path}, and the same as .md and .png", err=True)
+    page = to_markdown(record)
+    for place in insert or []:
+        insert_marked("bench kernels", page, place)
+    typer.echo(page, nl=False)
