@@ -1,11 +1,14 @@
-"""The loop that a student would write: a textbook ResNet, a DataLoader with torchvision's transforms, float32."""
+"""The loop that a student would write: a textbook ResNet, a DataLoader with torchvision's transforms, float32.
+
+And the same loop with one thing after another changed, as one speeds such a loop up.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,8 +19,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fastresnet.arch import ArchSpec
 from fastresnet.assembly import Data
-from fastresnet.engine.warmup import synchronise
+from fastresnet.bench.loop_process import Loop
 from fastresnet.errors import UserError
+from fastresnet.resnet import build_model
 from fastresnet.torchvision_import import import_torchvision
 
 NUM_WORKERS = 2
@@ -107,59 +111,76 @@ class StudentImages(TorchDataset[tuple[torch.Tensor, int]]):
         return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
 
 
-class StudentProcess:
-    """The loop in a process of its own, idle but while it is timed: nothing of ours is in it.
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What is changed of the student's loop; nothing by default.
 
-    Its settings (threads, allocator) are torch's defaults, and its loading workers rest when their queue is full.
+    Attributes:
+        channels_last: the network and its images in channels-last layout.
+        amp_dtype: autocast to it, with a loss scale for float16; None is float32.
+        compiled: the network through torch.compile.
+        kernels: our network in place of the textbook one, its norms by this implementation.
     """
 
-    def __init__(self, data: Data, spec: ArchSpec, batch_size: int, device: torch.device) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (theirs, data, spec, batch_size, str(device))
-        self._process = context.Process(target=_serve, args=arguments, name="student")
-        self._process.start()
-        theirs.close()
+    channels_last: bool = False
+    amp_dtype: torch.dtype | None = None
+    compiled: bool = False
+    kernels: str | None = None
 
-    def time(self, steps: int) -> float:
-        """Train ``steps`` steps and return the images a second."""
-        self._pipe.send(steps)
-        try:
-            return float(self._pipe.recv())
-        except EOFError:
-            raise UserError("the student's process ended early; its error stands above") from None
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join()
+    def describe(self) -> str:
+        """Return the loop in words."""
+        dtype = str(self.amp_dtype or torch.float32).removeprefix("torch.")
+        parts = [
+            f"DataLoader with {NUM_WORKERS} workers and torchvision transforms",
+            "compiled" if self.compiled else "eager",
+            dtype,
+            "channels-last" if self.channels_last else "NCHW",
+        ]
+        if self.kernels is not None:
+            parts.append(f"norms by {self.kernels}")
+        return ", ".join(parts)
 
 
-def _serve(pipe: Connection, data: Data, spec: ArchSpec, batch_size: int, device: str) -> None:
-    """Answer each number of steps with images a second, until the other end closes."""
-    loop = student_loop(data, spec, batch_size, torch.device(device))
-    while True:
-        try:
-            steps = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(time_steps(loop, steps, torch.device(device)))
+class Student:
+    """The loop: network, optimizer and loss, with what is changed of it."""
+
+    def __init__(self, data: Data, spec: ArchSpec, device: torch.device, changes: Changes) -> None:
+        dataset = data.dataset
+        model: nn.Module = TextbookResNet(spec, dataset.num_classes, dataset.image_size)
+        if changes.kernels is not None:
+            model = build_model(spec, dataset.num_classes, dataset.image_size, kernels=changes.kernels)
+        model = model.to(device).train()
+        if changes.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Any = torch.compile(model) if changes.compiled else model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        self.criterion = nn.CrossEntropyLoss()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=changes.amp_dtype == torch.float16)
+        self.device = device
+        self.amp_dtype = changes.amp_dtype
+        self.layout = torch.channels_last if changes.channels_last else torch.preserve_format
+
+    def train(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[int]:
+        """Train an epoch, and yield the images of each step."""
+        train_loss, num_correct = 0.0, 0
+        for images, labels in batches:
+            inputs, targets = images.to(self.device, memory_format=self.layout), labels.to(self.device)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                outputs = self.model(inputs)
+                loss = self.criterion(outputs, targets)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            train_loss += loss.item()
+            num_correct += outputs.max(1)[1].eq(targets).sum().item()
+            yield len(labels)
 
 
-def time_steps(loop: Iterator[int], steps: int, device: torch.device) -> float:
-    """Return the images a second of the loop's next ``steps`` steps."""
-    synchronise(device)
-    start = time.perf_counter()
-    images = sum(next(loop) for _ in range(steps))
-    synchronise(device)
-    return images / (time.perf_counter() - start)
-
-
-def student_loop(data: Data, spec: ArchSpec, batch_size: int, device: torch.device) -> Iterator[int]:
-    """Train without end, and yield the images of each step."""
-    model = TextbookResNet(spec, data.dataset.num_classes, data.dataset.image_size).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    criterion = nn.CrossEntropyLoss()
+def student_loop(data: Data, spec: ArchSpec, batch_size: int, device_name: str, changes: Changes) -> Loop:
+    """Return the loop, for a process of its own."""
+    device = torch.device(device_name)
+    student = Student(data, spec, device, changes)
     loader = DataLoader(
         StudentImages(data),
         batch_size=batch_size,
@@ -169,15 +190,14 @@ def student_loop(data: Data, spec: ArchSpec, batch_size: int, device: torch.devi
         drop_last=True,
         pin_memory=device.type == "cuda",
     )
-    train_loss, num_correct = 0.0, 0
-    while True:
-        for images, labels in loader:
-            inputs, targets = images.to(device), labels.to(device)
-            optimizer.zero_grad()
-            outputs = model(inputs)
-            loss = criterion(outputs, targets)
-            loss.backward()
-            optimizer.step()
-            train_loss += loss.item()
-            num_correct += outputs.max(1)[1].eq(targets).sum().item()
-            yield len(labels)
+
+    def steps() -> Iterator[int]:
+        while True:
+            yield from student.train(loader)
+
+    def steps_alone() -> Iterator[int]:
+        images, labels = next(iter(loader))
+        batch = images.to(device, memory_format=student.layout), labels.to(device)
+        yield from student.train(itertools.repeat(batch))
+
+    return Loop(steps=steps(), steps_alone=steps_alone(), what=changes.describe(), device=device)

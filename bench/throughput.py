@@ -1,43 +1,31 @@
-"""Training throughput: the loop a student would write against ours, in turn, each in its own process."""
+"""Training throughput: the loop a student would write, ours, and every step between, in turn.
+
+Each row is a loop in a process of its own, which rests while another is timed; a round times every row once, so that
+a ratio compares neighbours in time and a clock that drifts cancels. On the clock: whole steps, the loader's waiting and
+the copy to the device included; ``step_images_per_s`` is the same step on one batch that stays on the device. Off it:
+starting, compiling and warming up, recorded as ``start_s``.
+"""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fastresnet.assembly import Data, Loaders, Machine, build_step, choose_machine, open_data, open_loaders
+from fastresnet.assembly import open_data
+from fastresnet.bench.ceilings import Ceilings, measure_ceilings, step_floor, step_flops
+from fastresnet.bench.continued import go_on
+from fastresnet.bench.ladder import OURS, ROWS, STUDENT, ladder
+from fastresnet.bench.loop_process import LoopProcess
 from fastresnet.bench.record import make_record
-from fastresnet.bench.student import NUM_WORKERS, StudentProcess, time_steps
 from fastresnet.engine.listener import Listener
-from fastresnet.loaders.protocol import Batch, Loader
-from fastresnet.recipe import Recipe, load_recipe
+from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, resolve_device, resolve_threads
+from fastresnet.errors import UserError, did_you_mean
+from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig
 
-WARM_STEPS = 2
-
 Progress = Callable[[str], None]
-
-
-def our_loop(recipe: Recipe, chosen: Machine, data: Data, loaders: Loaders) -> Iterator[int]:
-    """Train without end as ``fastresnet train`` does, and yield the images of each step."""
-    step = build_step(recipe, chosen, data, len(loaders.train))
-    if chosen.config.compile == "on":
-        step.compile()
-    for batch in _epochs(loaders.train):
-        step(batch)
-        yield len(batch.labels)
-
-
-def _epochs(loader: Loader) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,85 +33,168 @@ class Plan:
     """How much to measure.
 
     Attributes:
-        arch, batch_size: of both loops.
+        archs, batch_sizes: of every loop; each pair is a cell of the table.
         rounds: in each, every loop is timed once, one after the other.
         steps: timed steps of a loop in a round.
+        rows: which of the ladder's.
     """
 
-    arch: str
-    batch_size: int
+    archs: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
     rounds: int
     steps: int
+    rows: tuple[str, ...] = ROWS
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row not in ROWS:
+                raise UserError(
+                    f"there is no row {row!r}{did_you_mean(row, ROWS)}; the rows are {', '.join(ROWS)}"
+                )
 
 
-def measure(plan: Plan, config: RunConfig, progress: Progress) -> dict[str, Any]:
-    """Time the loops and return a record; a round's ratio compares neighbours in time, so that drift cancels."""
-    recipe = load_recipe("fast").with_overrides({"arch": plan.arch, "batch_size": plan.batch_size})
-    chosen = choose_machine(config)
-    data = open_data(recipe, chosen.config, Listener())
-    loaders = open_loaders(recipe, chosen.config, data, chosen.device)
-    ours = our_loop(recipe, chosen, data, loaders)
-    student = StudentProcess(data, recipe.arch_spec(), plan.batch_size, chosen.device)
-    timed: dict[str, Callable[[int], float]] = {
-        "student": student.time,
-        "fastresnet": lambda steps: time_steps(ours, steps, chosen.device),
+def measure(
+    plan: Plan,
+    config: RunConfig,
+    progress: Progress,
+    *,
+    earlier: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda record: None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Time every cell and return the record.
+
+    Args:
+        earlier: a record to go on with; the cells in it are kept as they are.
+        save: given the record after each cell.
+        progress: told a line a row and cell.
+        out_of_time: asked before each cell; once true, the rest is named under ``not_measured``.
+
+    Raises:
+        UserError: an arch that the student's network cannot be, data that cannot be opened, or ``earlier`` of another
+            machine, version or setting.
+    """
+    device = resolve_device(config.device)
+    dtype = AMP_DTYPES[resolve_amp(config.amp, device)]
+    recipes = {
+        (arch, size): load_recipe("fast").with_overrides({"arch": arch, "batch_size": size})
+        for arch in plan.archs
+        for size in plan.batch_sizes
     }
-    speeds: dict[str, list[float]] = {name: [] for name in timed}
-    try:
-        for time_loop in timed.values():
-            time_loop(WARM_STEPS)
-        for done in range(plan.rounds):
-            for name, time_loop in timed.items():
-                speeds[name].append(time_loop(plan.steps))
-            ratio = speeds["fastresnet"][-1] / speeds["student"][-1]
-            progress(f"round {done + 1}/{plan.rounds}: {ratio:.2f} times")
-    finally:
-        student.close()
-        loaders.close()
-    ratios = [ours / theirs for ours, theirs in zip(speeds["fastresnet"], speeds["student"], strict=True)]
-    return make_record(
+    data = open_data(next(iter(recipes.values())), config, Listener())
+    record = make_record(
         "throughput",
-        chosen.device_name,
-        chosen.config.threads,
-        dataset=data.dataset.name,
-        arch=plan.arch,
-        batch_size=plan.batch_size,
-        steps_per_round=plan.steps,
-        rows={
-            "student": {
-                "what": f"DataLoader with {NUM_WORKERS} workers and torchvision transforms, eager, float32, NCHW",
-                "images_per_s": speeds["student"],
-                "median": statistics.median(speeds["student"]),
-            },
-            "fastresnet": {
-                "what": f"loader {loaders.backend}, amp {chosen.config.amp}, compile "
-                f"{chosen.config.compile}, channels-last",
-                "images_per_s": speeds["fastresnet"],
-                "median": statistics.median(speeds["fastresnet"]),
-            },
+        device_name(device),
+        resolve_threads(config.threads),
+        settings={
+            "dataset": data.dataset.name,
+            "rounds": plan.rounds,
+            "steps": plan.steps,
+            "rows": list(plan.rows),
+            **{name: getattr(config, name) for name in ("amp", "compile", "kernels", "loader")},
         },
-        ratios=ratios,
-        median_ratio=statistics.median(ratios),
+        ceilings=None,
+        cells=[],
+        not_measured=[],
     )
-
-
-def describe(record: dict[str, Any]) -> str:
-    """Return a record as lines."""
-    rows = record["rows"]
-    lines = [
-        f"{record['arch']}, batch {record['batch_size']}, {record['dataset']}, {record['environment']['device_name']}, "
-        f"{len(record['ratios'])} rounds of {record['steps_per_round']} steps, interleaved"
-    ]
-    for name, row in rows.items():
-        low, high = min(row["images_per_s"]), max(row["images_per_s"])
-        lines.append(f"{name:<11}{row['median']:8.1f} img/s (median; {low:.1f} to {high:.1f})  {row['what']}")
-    low, high = min(record["ratios"]), max(record["ratios"])
-    lines.append(
-        f"{'ratio':<11}{record['median_ratio']:8.2f} times (median of rounds; {low:.2f} to {high:.2f})"
+    if earlier is not None:
+        record = go_on(earlier, record)
+    ceilings = Ceilings(**record["ceilings"]) if record["ceilings"] else measure_ceilings(device, dtype)
+    record["ceilings"] = ceilings.to_json()
+    progress(
+        f"{record['environment']['device_name']}: {ceilings.matrix_flops_per_s / 1e12:.3g} TFLOP/s in a "
+        f"{ceilings.dtype} product, {ceilings.copy_bytes_per_s / 1e9:.1f} GB/s in a copy"
     )
-    return "\n".join(lines)
+    done = {(cell["arch"], cell["batch_size"]) for cell in record["cells"]}
+    left = [cell for cell in recipes if cell not in done]
+    record["not_measured"] = [f"{arch} at {size}" for arch, size in left]
+    while left and not out_of_time():
+        arch, size = left.pop(0)
+        recipe = recipes[arch, size]
+        spec, dataset = recipe.arch_spec(), data.dataset
+        progress(f"{arch}, batch {size}")
+        rows = _measure_cell(
+            [
+                (rung.name, rung.left_out, rung.start)
+                for rung in ladder(recipe, config, data, device, plan.rows)
+            ],
+            plan,
+            progress,
+        )
+        flops = step_flops(spec, dataset.num_classes, dataset.image_size)
+        floor = step_floor(spec, dataset.num_classes, dataset.image_size, dtype, ceilings)
+        record["cells"].append(_cell(arch, size, rows, flops, floor, ceilings))
+        record["not_measured"] = [f"{arch} at {size}" for arch, size in left]
+        save(record)
+    return record
 
 
-def default_record_path(kind: str) -> Path:
-    """Return where a record of this kind is written unless told otherwise."""
-    return Path("bench-results") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+def _measure_cell(
+    rungs: list[tuple[str, str | None, Callable[[], LoopProcess] | None]], plan: Plan, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Return what each row gave: its speeds a round, or why it has none."""
+    rows: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason, _ in rungs}
+    processes: dict[str, LoopProcess] = {}
+    try:
+        for name, _, start in rungs:  # all at once: those that compile do so beside each other
+            if start is not None:
+                processes[name] = start()
+        for name, process in list(processes.items()):
+            try:
+                rows[name] |= process.await_ready()
+                rows[name] |= {"images_per_s": [], "step_images_per_s": []}
+            except UserError as error:
+                rows[name] = {"left_out": str(error)}
+                processes.pop(name).close()
+        for name, row in rows.items():
+            progress(f"  {name}: {row['left_out'] or row['what']}")
+        for done in range(plan.rounds):
+            for name, process in processes.items():
+                rows[name]["images_per_s"].append(process.time(plan.steps))
+            for name, process in processes.items():
+                rows[name]["step_images_per_s"].append(process.time(plan.steps, alone=True))
+            told = ", ".join(f"{name} {rows[name]['images_per_s'][-1]:,.1f}" for name in processes)
+            progress(f"  round {done + 1}/{plan.rounds}, img/s: {told}")
+    finally:
+        for process in processes.values():
+            process.close()
+    return rows
+
+
+def _cell(
+    arch: str,
+    batch_size: int,
+    rows: dict[str, dict[str, Any]],
+    flops: int,
+    floor: dict[str, float],
+    ceilings: Ceilings,
+) -> dict[str, Any]:
+    """Return a cell of the record: the rows with what follows from their speeds, and the floor."""
+    before: dict[str, Any] | None = None
+    for row in rows.values():
+        if row["left_out"] is not None:
+            continue
+        row["median"] = statistics.median(row["images_per_s"])
+        row["step_median"] = statistics.median(row["step_images_per_s"])
+        row["share_of_matrix"] = row["median"] * flops / ceilings.matrix_flops_per_s
+        row["step_share_of_matrix"] = row["step_median"] * flops / ceilings.matrix_flops_per_s
+        row["times_floor"] = floor["images_per_s"] / row["median"]
+        for kind, key in (("ratio", "images_per_s"), ("step_ratio", "step_images_per_s")):
+            row[kind] = statistics.median(_ratios(row, before, key)) if before else None
+        before = row
+    ratios = []
+    if all(rows.get(name, {"left_out": ""})["left_out"] is None for name in (STUDENT, OURS)):
+        ratios = _ratios(rows[OURS], rows[STUDENT], "images_per_s")
+    return {
+        "arch": arch,
+        "batch_size": batch_size,
+        "flops_per_image": flops,
+        "floor": floor,
+        "rows": rows,
+        "ratios": ratios,
+        "median_ratio": statistics.median(ratios) if ratios else None,
+    }
+
+
+def _ratios(row: dict[str, Any], before: dict[str, Any], key: str) -> list[float]:
+    return [new / old for new, old in zip(row[key], before[key], strict=True)]

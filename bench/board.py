@@ -1,0 +1,184 @@
+"""The time-to-accuracy board: its record, and what its runs say by both protocols.
+
+- *Fixed budget*: a schedule counts when the one-sided 95% lower bound of its mean final accuracy is at or above the
+  target. Its time is the mean over runs. A schedule that a search chose is run again on fresh seeds, and only those
+  runs are its figure.
+- *First crossing*: the clock when an evaluation first reaches the target. It is chosen on the test set, which
+  flatters, and depends on how often is evaluated; evaluations before the crossing are not on the clock.
+
+On the clock (``seconds``): moving the data to the device, every draw and training step, and the final evaluation with
+the TTA that the row names. Off it: imports, packing, building, compiling, the warm-up on random labels after which the
+state is restored, evaluations between epochs and checkpoints. A peer's clock is its own, and is said.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastresnet.bench.intervals import lower_bound, two_sided
+from fastresnet.bench.schedule_search import judge
+from fastresnet.errors import UserError
+
+FIGURE, SEARCH = "figure", "search"
+# Accuracy worth naming, by data set; CIFAR-10-J75's is where a recipe that reaches 94% on CIFAR-10 ends.
+USUAL_TARGETS = {"CIFAR-10": 0.94, "CIFAR-10-J75": 0.906}
+
+
+def resolve_target(wanted: float | None, dataset: str) -> float:
+    """Return the target: on CIFAR-10 it is 0.94 unless given, elsewhere it must be given.
+
+    Raises:
+        UserError: it is not, and the usual one is named; or it is not in (0, 1].
+    """
+    if wanted is not None:
+        if not 0 < wanted <= 1:
+            raise UserError(f"--target is {wanted:g}; it must be an accuracy above 0 and up to 1, as in 0.94")
+        return wanted
+    if dataset == "CIFAR-10":
+        return USUAL_TARGETS[dataset]
+    usual = USUAL_TARGETS.get(dataset)
+    hint = "it has no usual one" if usual is None else f"the usual one is {usual:g}"
+    raise UserError(f"give the accuracy to reach on {dataset} with --target; {hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What runs of one kind share: a line of the board.
+
+    Attributes:
+        name: an arch, a recipe that brings its own, or a peer.
+        recipe: the recipe's name; None for a peer.
+        science: what tells one recipe from another of the same name: a digest of it, arch and epochs included; a peer's
+            command.
+        num_params: None for a peer.
+        epochs: None for a peer.
+        tta: what the final accuracy averages over.
+        parallel: trainings at once; above 1 the times are throughput, not latency.
+    """
+
+    name: str
+    recipe: str | None
+    science: str
+    num_params: int | None
+    epochs: int | None
+    tta: str
+    parallel: int = 1
+
+    @property
+    def label(self) -> str:
+        """The row in words."""
+        words = [self.name]
+        if self.epochs is not None:
+            words.append(f"{self.recipe}, {self.epochs} epochs")
+        if self.tta != "none":
+            words.append(f"{self.tta} TTA")
+        if self.parallel > 1:
+            words.append(f"{self.parallel} at once")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a row's figure runs say.
+
+    Attributes:
+        row: which.
+        runs: how many.
+        accuracy, accuracy_sd, accuracy_low: mean, standard deviation, and one-sided 95% lower bound of the mean; None
+            where there are too few runs.
+        verdict: ``reaches`` where the lower bound is at the target, ``mean only`` where only the mean is, ``below``,
+            ``one run``, or ``unmeasured``.
+        seconds, seconds_half: mean of the fixed budget's clock, and the half-width of its 95% interval.
+        crossed: how many runs crossed the target at an evaluation; None for a peer, which says nothing of it.
+        crossing_s, crossing_half: likewise of the first crossing, over the runs that crossed.
+        energy_j: mean joules of a run, None where none was read.
+        searched: whether the number of epochs was chosen by search.
+        dates: of the runs, each once.
+    """
+
+    row: Row
+    runs: int
+    accuracy: float | None
+    accuracy_sd: float | None
+    accuracy_low: float | None
+    verdict: str
+    seconds: float | None
+    seconds_half: float | None
+    crossed: int | None
+    crossing_s: float | None
+    crossing_half: float | None
+    energy_j: float | None
+    searched: bool
+    dates: tuple[str, ...]
+
+
+def row_of(run: dict[str, Any]) -> Row:
+    """Return the row that a run of a record belongs to."""
+    return Row(**run["row"])
+
+
+def runs_of(record: dict[str, Any], row: Row, role: str = FIGURE) -> list[dict[str, Any]]:
+    """Return a row's runs in that role, by seed."""
+    found = [run for run in record["runs"] if run["role"] == role and row_of(run) == row]
+    return sorted(found, key=lambda run: run["seed"])
+
+
+def verdict_of(accuracies: Sequence[float], target: float) -> str:
+    """Return what the final accuracies of a schedule say of a target, as on the board."""
+    if not accuracies:
+        return "unmeasured"
+    if len(accuracies) == 1:
+        return "one run"
+    if judge(accuracies, target) == "reaches":
+        return "reaches"
+    return "mean only" if statistics.fmean(accuracies) >= target else "below"
+
+
+def summarise(record: dict[str, Any], row: Row) -> Summary:
+    """Return what the figure runs of ``row`` say."""
+    runs = runs_of(record, row)
+    accuracies = [run["accuracy"] for run in runs]
+    seconds = [run["seconds"] for run in runs]
+    crossings = [run["crossing_s"] for run in runs if run["crossing_s"] is not None]
+    energies = [run["energy_j"] for run in runs if run["energy_j"] is not None]
+    searched = any(
+        run["role"] == SEARCH and row_of(run).name == row.name and row_of(run).recipe == row.recipe
+        for run in record["runs"]
+    )
+    return Summary(
+        row=row,
+        runs=len(runs),
+        accuracy=_mean(accuracies),
+        accuracy_sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        accuracy_low=lower_bound(accuracies),
+        verdict=verdict_of(accuracies, record["settings"]["target"]),
+        seconds=_mean(seconds),
+        seconds_half=two_sided(seconds),
+        crossed=None if row.recipe is None else len(crossings),
+        crossing_s=_mean(crossings),
+        crossing_half=two_sided(crossings),
+        energy_j=_mean(energies),
+        searched=searched and row.recipe is not None,
+        dates=tuple(dict.fromkeys(run["date"] for run in runs)),
+    )
+
+
+def standings(record: dict[str, Any]) -> list[Summary]:
+    """Return every row that was asked for: those that reach the target by their time, then the others by accuracy."""
+    rows = [Row(**row) for row in record["rows"]]
+    order = ("reaches", "mean only", "one run", "below", "unmeasured")
+    found = [summarise(record, row) for row in dict.fromkeys(rows)]
+    return sorted(
+        found,
+        key=lambda line: (
+            order.index(line.verdict),
+            (line.seconds or 0.0) if line.verdict == "reaches" else -(line.accuracy or 0.0),
+        ),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None

@@ -1,0 +1,148 @@
+"""A time-to-accuracy record as a Markdown board and a plot."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from fastresnet.atomic import write_atomic
+from fastresnet.bench.board import FIGURE, SEARCH, Summary, row_of, standings
+from fastresnet.bench.record import write_record
+from fastresnet.report.palette import LIGHT
+
+MARKS = {
+    "reaches": "yes",
+    "mean only": "only its mean: not shown to reach it",
+    "one run": "one run: proves nothing",
+    "below": "no",
+    "unmeasured": "unmeasured",
+}
+
+
+def write_board(record: dict[str, Any], path: Path) -> None:
+    """Write a record to ``path``, and the board and the plot of it beside it, as .md and .png."""
+    write_record(path, record)
+    write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
+    write_atomic(path.with_suffix(".png"), lambda file: file.write(draw(record)))
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """Return the record as a board: on what, the rows, and what each column means."""
+    where, settings = record["environment"], record["settings"]
+    lines_of = standings(record)
+    energy = any(line.energy_j is not None for line in lines_of)
+    header = ["row", "parameters", "epochs", "runs", "accuracy, mean (sd)", "lower bound", "reaches it"]
+    header += ["seconds, fixed budget", "seconds, first crossing *"]
+    header += ["J a run"] if energy else []
+    header += ["measured"]
+    every = settings["eval_every"]
+    lines = [
+        f"# Time to {settings['target']:.1%} on {settings['dataset']}",
+        "",
+        f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
+        + (f", CUDA {where['cuda']}" if where["cuda"] else "")
+        + f"; `{record['command']}`.",
+        "",
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+        *(_line(line, energy) for line in lines_of),
+        "",
+        "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
+        "lower bound of the mean accuracy does. Seconds are means with 95% intervals. On the clock: moving the data "
+        "to the device, every draw and step, the final evaluation. Off it: imports, packing, building, compiling and "
+        "the warm-up, evaluations between epochs.",
+        "",
+        f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
+        "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters.",
+    ]
+    if any(line.searched for line in lines_of):
+        lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
+    if not energy and record.get("energy"):
+        lines += ["", f"No energy was read: {record['energy']}."]
+    elif energy:
+        lines += ["", f"Energy: {record['energy']}."]
+    lines += _peers(record)
+    return "\n".join(lines) + "\n"
+
+
+def _line(line: Summary, energy: bool) -> str:
+    row = line.row
+    crossing = _seconds(line.crossing_s, line.crossing_half)
+    if line.crossed is not None and line.crossed < line.runs:
+        crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
+    at_once = f", {row.parallel} at once: throughput, not latency" if row.parallel > 1 else ""
+    tta = f", {row.tta} TTA" if row.tta != "none" else ""
+    recipe = f" ({row.recipe})" if row.recipe is not None else " (its own clock)"
+    spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
+    cells = [
+        f"{row.name}{recipe}{tta}{at_once}",
+        f"{row.num_params:,}" if row.num_params is not None else "",
+        f"{row.epochs}{' †' if line.searched else ''}" if row.epochs is not None else "",
+        str(line.runs or ""),
+        "" if line.accuracy is None else f"{line.accuracy:.4f}{spread}",
+        "" if line.accuracy_low is None else f"{line.accuracy_low:.4f}",
+        MARKS[line.verdict],
+        _seconds(line.seconds, line.seconds_half),
+        crossing if line.runs and row.recipe is not None else "",
+    ]
+    if energy:
+        cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}")
+    first, *rest = line.dates or ("",)
+    cells.append(f"{first} to {rest[-1]}" if rest else first)
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" + ("" if half is None else f" ± {half:.2f}")
+
+
+def _peers(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph a peer: its clock, where it is from, what was changed of it."""
+    lines = []
+    for name in dict.fromkeys(run["row"]["name"] for run in record["runs"] if run["row"]["recipe"] is None):
+        last = [run for run in record["runs"] if run["row"]["name"] == name][-1]
+        source = last.get("repository", "repository not stated")
+        commit = last.get("commit", "commit not stated")
+        lines += [
+            "",
+            f"{name}: {source}, {commit}. Its clock: {last['clock'].rstrip('.')}. Changed to run here: "
+            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{last['row']['science']}`.",
+        ]
+    return lines
+
+
+def draw(record: dict[str, Any]) -> bytes:
+    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour a row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    colours = [value for key, value in LIGHT.items() if key.startswith("series")]
+    target = record["settings"]["target"]
+    lowest = 1.0
+    for place, line in enumerate(standings(record)):
+        colour = colours[place % len(colours)]
+        runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) == line.row]
+        label: str | None = line.row.label
+        for run in runs:
+            curve = run.get("curve", [])
+            seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
+            axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9)
+            axes.plot(run["seconds"], run["accuracy"], "o", color=colour, markersize=4, label=label)
+            label = None  # one entry a row
+            lowest = min(lowest, run["accuracy"])
+    axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
+    # the last approach to the target is what tells rows apart
+    axes.set_ylim(max(0.0, min(lowest, target) - 0.1), min(1.0, target + 0.06))
+    axes.set_xlabel("seconds on the clock")
+    axes.set_ylabel(f"test accuracy on {record['settings']['dataset']}")
+    axes.set_title(f"every run; {record['environment']['device_name']}")
+    axes.grid(color=LIGHT["grid"])
+    if any(run["role"] != SEARCH for run in record["runs"]):
+        axes.legend(fontsize="small", loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+"""``fastresnet bench throughput``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def throughput(
+    arch: Annotated[str, typer.Option(help="Names or slugs, with commas between them.")] = "resnet24",
+    batch_size: Annotated[str, typer.Option(help="Images a step; several with commas.")] = "128",
+    rounds: Annotated[int, typer.Option(help="How often each row is timed, in turn.", min=1)] = 5,
+    steps: Annotated[
+        int | None, typer.Option(help="Timed steps of a row in a round [default: 40; on a CPU 4].", min=1)
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Of student, channels-last, amp, compile, kernels, step, fastresnet [default: every one]."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="A folder, tar, .npz or 'shapes'.")] = "shapes",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.")] = "auto",
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="auto, on or off [default: on; on a CPU off].")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Start no arch after this; the same --out goes on.", min=0)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The record; a .md goes beside it. One that exists is gone on with "
+            "[default: a dated file in bench-results]."
+        ),
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
+    ] = None,
+    insert: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Also put the page into a marked text file.")
+    ] = None,
+) -> None:
+    """Compare the loop a student would write with ours, one change at a time, interleaved in one run."""
+    from fastresnet.atomic import write_atomic
+    from fastresnet.bench.continued import earlier_record
+    from fastresnet.bench.ladder import ROWS
+    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.bench.throughput import Plan, measure
+    from fastresnet.bench.throughput_page import to_markdown
+    from fastresnet.engine.machine import resolve_device
+    from fastresnet.errors import UserError
+    from fastresnet.run import RunConfig
+
+    if show is not None:
+        record = read_record(show)
+        if "cells" not in record:
+            raise UserError(f"{show} is of an earlier form, which only its own version shows")
+    else:
+        started = time.monotonic()
+        on_gpu = resolve_device(device).type == "cuda"
+        plan = Plan(
+            archs=_names(arch),
+            batch_sizes=tuple(_size(size) for size in _names(batch_size)),
+            rounds=rounds,
+            steps=steps or (40 if on_gpu else 4),
+            rows=_names(rows) if rows else ROWS,
+        )
+        compiling = compile_ or ("on" if on_gpu else "off")
+        config = RunConfig.parse(data=data, device=device, amp=amp, compile=compiling)
+        path = out or default_record_path("throughput")
+        record = measure(
+            plan,
+            config,
+            lambda text: typer.echo(text, err=True),
+            earlier=earlier_record(path, "throughput"),
+            save=lambda record: write_record(path, record),
+            out_of_time=lambda: minutes is not None and time.monotonic() - started > 60 * minutes,
+        )
+        write_record(path, record)
+        write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
+        typer.echo(f"record     {path}, and the same as .md", err=True)
+    page = to_markdown(record)
+    for place in insert or []:
+        insert_marked("bench throughput", page, place)
+    typer.echo(page, nl=False)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _size(text: str) -> int:
+    from fastresnet.errors import UserError
+
+    if not text.isdigit() or not int(text):
+        raise UserError(
+            f"--batch-size is {text!r}; give numbers of images with commas between them, as in 128,512"
+        )
+    return int(text)

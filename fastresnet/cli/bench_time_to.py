@@ -1,0 +1,236 @@
+"""``fastresnet bench time-to``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastresnet.errors import UserError
+
+if TYPE_CHECKING:
+    from fastresnet.bench.time_to_accuracy import Board, Contestant
+
+WHAT, CLOCK, MACHINE = "What is run", "How much", "Data and machine"
+LONG_BOARD_S = 600.0
+
+
+def time_to(
+    target: Annotated[
+        float | None,
+        typer.Option(help="The test accuracy to reach [default: 0.94 on CIFAR-10].", rich_help_panel=WHAT),
+    ] = None,
+    archs: Annotated[
+        str | None,
+        typer.Option(
+            help="Archs, and recipes that bring their own, with commas between them [default: the reports' and ours].",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="The archs' recipe.", rich_help_panel=WHAT)] = "fast",
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            help="Of each run; several with commas are rows of their own [default: the recipe's].",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of every recipe.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Find the shortest schedule of at most --epochs first.", rich_help_panel=WHAT
+        ),
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COMMAND",
+            help="A command that trains once and prints one JSON line: accuracy, seconds, clock. {seed} in it is the "
+            "run's number.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Of each row.", min=1, rich_help_panel=CLOCK)] = 10,
+    eval_every: Annotated[
+        int, typer.Option(help="Epochs between evaluations.", min=1, rich_help_panel=CLOCK)
+    ] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Start no run after this; the same --out goes on.", min=0, rich_help_panel=CLOCK),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As for train [default: CIFAR-10].", rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = "auto",
+    loader: Annotated[str, typer.Option(help="As for train.", rich_help_panel=MACHINE)] = "auto",
+    amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = "auto",
+    compile_: Annotated[
+        str, typer.Option("--compile", help="auto, on or off.", rich_help_panel=MACHINE)
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.", rich_help_panel=MACHINE)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The board; a .md and a .png go beside it. One that exists is added to "
+            "[default: bench-results/time-to-<data set>-<target>.json].",
+            rich_help_panel=CLOCK,
+        ),
+    ] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="RECORD", help="Run nothing; show this board again.", rich_help_panel=CLOCK),
+    ] = None,
+    insert: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Also put the board into a marked text file.", rich_help_panel=CLOCK
+        ),
+    ] = None,
+) -> None:
+    """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
+    from fastresnet.bench.board_page import to_markdown, write_board
+    from fastresnet.bench.record import insert_marked, read_record
+    from fastresnet.cli.train import _assigned, check_loader
+    from fastresnet.engine.fit import Interrupted
+    from fastresnet.run import RunConfig
+
+    if show is not None:
+        record = read_record(show)
+    else:
+        started = time.monotonic()
+        check_loader(loader)
+        machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
+        # no checkpoint by time: a run that is interrupted is done again
+        config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
+        entered = contestants(archs, recipe, epochs, _assigned(set_), peer or [])
+        board, path = _open(entered, target, runs, search, config, out)
+        record = board.record
+        try:
+            _fill(board, path, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
+        except Interrupted as stop:
+            typer.echo(
+                f"stopped; the board is kept in {path}, and the same command goes on with it", err=True
+            )
+            raise typer.Exit(128 + stop.signum) from None
+        finally:
+            write_board(record, path)
+        typer.echo(f"board      {path}, and the same as .md and .png", err=True)
+    page = to_markdown(record)
+    for place in insert or []:
+        insert_marked("bench time-to", page, place)
+    typer.echo(page, nl=False)
+
+
+def contestants(
+    archs: str | None, recipe: str, epochs: str | None, overrides: dict[str, Any], peers: list[str]
+) -> list[Contestant]:
+    """Return what the command line asks for; each number of epochs is a row of its own."""
+    from fastresnet.bench.peers import Peer
+    from fastresnet.bench.time_to_accuracy import Contestant, default_names
+    from fastresnet.recipe import load_recipe, recipe_names
+
+    names = default_names() if archs is None else [name.strip() for name in archs.split(",") if name.strip()]
+    lengths = [_epochs(part) for part in epochs.split(",")] if epochs else [None]
+    found = []
+    for name in dict.fromkeys(names):
+        base = load_recipe(name) if name in recipe_names() else load_recipe(recipe)
+        own = {} if name in recipe_names() else {"arch": name}
+        for length in lengths:
+            changed = own | overrides | ({} if length is None else {"epochs": length})
+            made = base.with_overrides(changed)
+            made.arch_spec()  # a wrong name is found before anything runs
+            found.append(Contestant(name=name, recipe=made))
+    return found + [Contestant(name=each.name, peer=each) for each in map(Peer.parse, peers)]
+
+
+def _epochs(text: str) -> int:
+    if not text.strip().isdigit() or not int(text):
+        raise UserError(f"--epochs is {text!r}; give numbers with commas between them, as in 12,16")
+    return int(text)
+
+
+def _open(
+    entered: list[Contestant], target: float | None, runs: int, search: bool, config: Any, out: Path | None
+) -> tuple[Board, Path]:
+    """Return the board with what is on it already, and where it lies."""
+    from fastresnet.assembly import choose_machine, open_data
+    from fastresnet.bench.board import resolve_target
+    from fastresnet.bench.board_page import write_board
+    from fastresnet.bench.continued import earlier_record, go_on
+    from fastresnet.bench.record import make_record
+    from fastresnet.bench.time_to_accuracy import Board
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.engine.listener import Listener
+
+    class Packing(Listener):
+        def on_data(self, doing: str, done: int, total: int) -> None:
+            show(doing, done, total)
+
+        def on_notice(self, text: str) -> None:
+            typer.echo(f"note: {text}", err=True)
+
+    first = next((entry.recipe for entry in entered if entry.recipe is not None), None)
+    if first is None:
+        from fastresnet.recipe import load_recipe
+
+        first = load_recipe("fast")
+    with shown_progress() as show:
+        opened = open_data(first, config, Packing())
+    aim = resolve_target(target, opened.dataset.name)
+    chosen = choose_machine(config)
+    path = out or Path("bench-results") / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
+    record = make_record(
+        "time-to",
+        chosen.device_name,
+        chosen.config.threads,
+        settings={
+            "dataset": opened.dataset.name,
+            "digest": opened.dataset.digest,
+            "target": aim,
+            "eval_every": config.eval_every,
+            **{name: getattr(config, name) for name in ("loader", "amp", "compile", "kernels")},
+        },
+        rows=[],
+        runs=[],
+    )
+    earlier = earlier_record(path, "time-to")
+    if earlier is not None:
+        # a board grows over days of work on the source; each run names its commit
+        record = go_on(earlier, record, same_source=False)
+    board = Board(
+        contestants=entered,
+        runs=runs,
+        search=search,
+        config=config.model_copy(update={"target": aim}),
+        data=opened,
+        record=record,
+        save=lambda record: write_board(record, path),
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    return board, path
+
+
+def _fill(board: Board, path: Path, out_of_time: Any) -> None:
+    from fastresnet.bench.time_to_accuracy import estimate_s, own_runs_dir
+    from fastresnet.run import duration
+
+    with own_runs_dir(path) as runs_dir:
+        jobs = board.jobs()
+        if not jobs:
+            return
+        seconds, num_runs, unknown = estimate_s(board)
+        if seconds > LONG_BOARD_S:
+            beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
+            board.tell(
+                f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
+                "and the same command goes on"
+            )
+        board.fill(runs_dir, out_of_time)

@@ -1,0 +1,275 @@
+"""``fastresnet bench time-to``: the board, killed and gone on with, mixed with nothing, on networks of a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import write_tiny
+from typer.testing import CliRunner, Result
+
+from fastresnet.arch import get_arch
+from fastresnet.bench import time_to_accuracy
+from fastresnet.bench.board import Row, resolve_target, runs_of, standings, summarise, verdict_of
+from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.peers import Peer
+from fastresnet.bench.time_to_accuracy import default_names
+from fastresnet.catalogue import BUDGET
+from fastresnet.cli.main import app
+from fastresnet.errors import UserError
+from fastresnet.recipe import recipe_names
+
+FAR = 300.0
+TINY = (
+    *("--archs", "n2-b1-c4", "--set", "batch_size=16", "--set", "optimizer.lr=0.05", "--target", "0.5"),
+    *("--device", "cpu", "--threads", "1", "--compile", "off"),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.npz")
+
+
+def bench(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["bench", "time-to", *map(str, arguments)])
+
+
+def read(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    assert isinstance(record, dict)
+    return record
+
+
+def refusal(result: Result) -> str:
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "board.json"
+    line = '{"accuracy": 0.6{seed}, "seconds": 1.5, "clock": "all of it", "commit": "abc", "changes": "nothing."}'
+    peer = f"other=echo noise; echo '{line}'"
+    own = (*TINY, "--data", data, "--out", out, "--peer", peer, "--epochs", "1,2")
+    first = bench(*own, "--runs", "1")
+    assert first.exit_code == 0, first.output
+    assert "one run: proves nothing" in first.output and "over ten minutes" not in first.output
+    before = read(out)["runs"]
+    done = bench(*own, "--runs", "2")
+    assert done.exit_code == 0, done.output
+    record = read(out)
+    assert record["runs"][:3] == before  # what was run stays, in the order it was run in
+    assert [(run["row"]["epochs"], run["seed"]) for run in record["runs"]] == [
+        *((1, 0), (2, 0), (None, 0)),
+        *((1, 1), (2, 1), (None, 1)),
+    ]
+    for run in record["runs"]:
+        assert 0 <= run["accuracy"] <= 1 and run["process_s"] > 0
+        if run["row"]["recipe"] is None:
+            continue
+        clocks = run["clocks"]
+        assert run["seconds"] == clocks["move_s"] + clocks["train_s"] + clocks["eval_s"]
+        assert [accuracy for _, accuracy in run["curve"]][-1] == run["accuracy"]
+        assert len(run["curve"]) == run["row"]["epochs"] and run["machine"]["loader"] == "numba"
+        crossed = any(accuracy >= 0.5 for _, accuracy in run["curve"])
+        assert (run["crossing_s"] is not None) == crossed
+    page = out.with_suffix(".md").read_text()
+    assert page in done.stdout and bench("--show", out).stdout == page
+    assert "| other (its own clock) |" in page and "abc" in page and "Its clock: all of it." in page
+    assert "Changed to run here: nothing. As called:" in page and "No energy was read: only a GPU" in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    # Another target, data set, schedule of evaluations or machine would be another board.
+    assert "target was 0.5 and is 0.6" in refusal(bench(*own, "--target", "0.6"))
+    assert "eval_every was 1 and is 2" in refusal(bench(*own, "--eval-every", "2"))
+    other = write_tiny(tmp_path / "other.npz", first=7)
+    assert "dataset was tiny and is other" in refusal(bench(*own, "--data", other))
+    out.write_text(json.dumps(record | {"environment": record["environment"] | {"torch": "2.0"}}))
+    assert "torch was '2.0'" in refusal(bench(*own))
+
+
+def test_killed_it_goes_on_with_the_run_it_was_at(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "board.json"
+    command = [sys.executable, "-m", "fastresnet", "bench", "time-to", *TINY, "--data", str(data), "--runs"]
+    arguments = ["--epochs", "8", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "500", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + FAR
+        while not out.exists():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    before = read(out)["runs"]
+    done = bench(*TINY, "--data", data, "--runs", str(len(before) + 1), *arguments)
+    assert done.exit_code == 0, done.output
+    record = read(out)
+    assert record["runs"][:-1] == before and [run["seed"] for run in record["runs"]] == [
+        *range(len(before) + 1)
+    ]
+
+    # Stopped by a signal it says so, and keeps the same.
+    process = subprocess.Popen(
+        [*command, "500", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    try:
+        said = next(line for line in process.stderr if "run " in line or "error" in line)
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=FAR)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "Traceback" not in rest, said + rest
+    assert f"stopped; the board is kept in {out}, and the same command goes on with it" in rest
+    assert read(out)["runs"][: len(before) + 1] == record["runs"]
+    left = bench(*TINY, "--data", data, "--runs", "1", *arguments)
+    assert left.exit_code == 0, left.output
+
+
+def test_a_search_is_run_again_on_fresh_seeds(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings are replaced by their arithmetic: from 5 epochs on the target is reached."""
+    trained: list[tuple[int, int]] = []
+
+    def outcome(result: Any) -> dict[str, Any]:
+        epochs, seed = result
+        trained.append((epochs, seed))
+        reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
+        return {**reached, "clocks": {}, "curve": []}
+
+    monkeypatch.setattr(time_to_accuracy, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
+    monkeypatch.setattr(time_to_accuracy, "outcome", outcome)
+    out = tmp_path / "board.json"
+    own = (*TINY, "--data", data, "--out", out, "--search", "--epochs", "12", "--runs", "3")
+    stopped = bench(*own, "--minutes", "0")
+    assert stopped.exit_code == 0 and trained == []
+    done = bench(*own)
+    assert done.exit_code == 0, done.output
+    searched = [epochs for epochs, seed in trained if seed >= time_to_accuracy.SEARCH_SEEDS]
+    assert searched == [12, 12, 6, 6, 3, 3, 4, 4, 5, 5]
+    assert trained[len(searched) :] == [(5, 0), (5, 1), (5, 2)]
+    record = read(out)
+    (line,) = standings(record)
+    assert line.row.epochs == 5 and line.runs == 3 and line.searched and line.verdict == "reaches"
+    assert "| 5 † |" in to_markdown(record) and "chosen by search" in to_markdown(record)
+    assert bench(*own).exit_code == 0 and len(trained) == len(searched) + 3  # complete: nothing to do
+
+
+def record_of(runs: list[dict[str, Any]], rows: list[Row], **changes: Any) -> dict[str, Any]:
+    where = {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0", "cores": 1}
+    settings = {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 2}
+    record = {"environment": where, "settings": settings, "command": "x", "energy": "of the whole GPU"}
+    return record | {"rows": [vars(row) for row in rows], "runs": runs} | changes
+
+
+def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any) -> dict[str, Any]:
+    plain = {"role": "figure", "crossing_s": None, "energy_j": None, "date": "2026-01-01", "curve": []}
+    return {"row": vars(row), "seed": seed, "accuracy": accuracy, "seconds": seconds} | plain | changes
+
+
+def row(name: str, **changes: Any) -> Row:
+    plain: dict[str, Any] = {"recipe": "fast", "science": name, "num_params": 5, "epochs": 8, "tta": "none"}
+    return Row(name=name, **plain | changes)
+
+
+def test_standings() -> None:
+    sure, quick, marked, below, lone, none = map(row, ("sure", "quick", "marked", "below", "lone", "none"))
+    runs = [
+        *(run_of(sure, i, a, 9 + i, crossing_s=8.0, energy_j=500.0) for i, a in enumerate((0.9424, 0.9426))),
+        *(run_of(quick, i, 0.9401, 5, date=f"2026-01-0{i + 1}") for i in range(3)),
+        *(run_of(marked, i, a, 4) for i, a in enumerate((0.90, 0.99))),
+        *(run_of(below, i, 0.93, 3) for i in range(2)),
+        run_of(lone, 0, 0.99, 1),
+        run_of(lone, 1_000_000, 0.5, 1, role="search"),
+    ]
+    record = record_of(runs, [none, below, marked, quick, sure, lone])
+    lines = standings(record)
+    assert [(line.row.name, line.verdict) for line in lines] == [
+        *(("quick", "reaches"), ("sure", "reaches"), ("marked", "mean only")),
+        *(("lone", "one run"), ("below", "below"), ("none", "unmeasured")),
+    ]
+    assert lines[1].seconds == 9.5 and lines[3].runs == 1  # what a search tried is not counted
+    assert summarise(record, sure).crossed == 2 and summarise(record, sure).energy_j == 500
+    assert summarise(record, quick).dates == ("2026-01-01", "2026-01-02", "2026-01-03")
+    page = to_markdown(record)
+    assert "only its mean: not shown to reach it" in page and "| unmeasured |" in page
+    assert "after every 2 epochs" in page and "| 2026-01-01 to 2026-01-03 |" in page and "| 500 |" in page
+    assert draw(record).startswith(b"\x89PNG") and draw(record_of([], [none])).startswith(b"\x89PNG")
+
+
+def test_two_runs_close_above_the_target_reach_it_only_if_the_bound_does() -> None:
+    assert verdict_of([0.942, 0.943], 0.94) == "mean only"  # the bound is 0.9425 - 6.314 * 0.0005
+    assert verdict_of([0.9424, 0.9426], 0.94) == "reaches"
+    assert verdict_of([0.93, 0.93], 0.94) == "below" and verdict_of([], 0.94) == "unmeasured"
+
+
+def test_rows_at_once_are_marked_as_throughput() -> None:
+    packed = row("packed", parallel=4)
+    page = to_markdown(record_of([run_of(packed, 0, 0.95, 2.0)], [packed]))
+    assert "4 at once: throughput, not latency" in page
+
+
+def test_the_target_is_asked_for_where_there_is_none() -> None:
+    assert resolve_target(None, "CIFAR-10") == 0.94 and resolve_target(0.5, "shapes") == 0.5
+    with pytest.raises(UserError, match=r"reach on CIFAR-10-J75 with --target; the usual one is 0\.906$"):
+        resolve_target(None, "CIFAR-10-J75")
+    with pytest.raises(UserError, match="reach on shapes with --target; it has no usual one"):
+        resolve_target(None, "shapes")
+    with pytest.raises(UserError, match="--target is 94; it must be"):
+        resolve_target(94, "CIFAR-10")
+
+
+def test_a_whole_board_is_the_reports_archs_and_ours() -> None:
+    names = default_names()
+    assert len(names) == 12 + ("fastest" in recipe_names()) and names[0] == "resnet10-1"
+    for name in names[:12]:
+        assert get_arch(name).num_params() < BUDGET
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("exit 3", "exited with 3: it said nothing"),
+        ("echo oh no >&2; exit 1", "exited with 1: oh no"),
+        ("echo 94", "must print, last, one JSON line"),
+        ('echo \'{"accuracy": 94, "seconds": 1, "clock": "x"}\'', "accuracy (0 to 1)"),
+        ('echo \'{"accuracy": 0.94, "seconds": true, "clock": "x"}\'', "must print, last"),
+        ("true", "it printed ''"),
+    ],
+)
+def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Peer.parse(f"other={command}").run(0)
+    assert str(refused.value).startswith("--peer other ") and complaint in str(refused.value)
+
+
+def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
+    assert "unknown architecture 'resnet25'" in refusal(bench("--archs", "resnet25"))
+    assert "--epochs is 'ten'" in refusal(bench("--epochs", "ten", "--archs", "resnet8"))
+    assert "write --peer 'NAME=COMMAND'" in refusal(bench("--peer", "sleep 1", "--archs", "resnet8"))
+
+
+def test_runs_of_a_row_come_by_seed() -> None:
+    this = row("this")
+    record = record_of(
+        [run_of(this, 2, 0.1, 1), run_of(this, 0, 0.2, 1), run_of(row("that"), 1, 0.3, 1)], [this]
+    )
+    assert [run["seed"] for run in runs_of(record, this)] == [0, 2]
