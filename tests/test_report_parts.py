@@ -178,6 +178,9 @@ def test_a_page_about_a_sweep(name: str, tmp_path: Path) -> None:
     assert drawn.count("10.00%") == 1  # the pruned cell's, in the table alone
     assert "CIFAR-10-J75" in page.one("h1").text and "JPEG of quality 75" in page.one("header").text
     assert written.page == tmp_path / name / "report" / "report.html"
+    (cells_table,) = [found for found in page.all("table") if found.one("caption").text.startswith("Cells")]
+    headings = [cell.text for cell in cells_table.one("thead").all("th")]
+    assert all(headings) and headings[len(content["columns"])] == "accuracy"
     assert len(written.figures) == (3 if name == "r3-sequential" else 1)
     assert all(Image.open(path).size[0] > 300 for path in written.figures)
 

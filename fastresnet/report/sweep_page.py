@@ -34,7 +34,7 @@ def write_sweep_report(
     charts = sweep_charts(rows, content["columns"], on)
     html = render(
         "sweep.html.j2",
-        title=f"{content['title'] or content['name']}: {on}",
+        title=f"{content['title'] or content['name']}, on {on}",
         content=content,
         caption=caption(content),
         tiles=_tiles(rows),
@@ -92,30 +92,23 @@ def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
         lines.append(
             (
                 *(str(row["cell"].get(column, DASH)) for column in columns),
-                row["arch"],
-                count(row["params"]),
-                DASH if row["printed_params"] is None else count(row["printed_params"]),
                 accuracy,
                 percent(printed),
                 points(ours - printed) if both else DASH,
+                count(row["params"]),
+                DASH if row["printed_params"] is None else count(row["printed_params"]),
+                row["arch"],
                 "; ".join(filter(None, remarks)),
             )
         )
-    first = len(columns) + 1
+    first, said = len(columns), any(line[-1] for line in lines)
     return Table(
         caption=f"Cells on {on}, beside what was printed",
         columns=(
             *columns,
-            *(
-                "network",
-                "parameters",
-                "printed parameters",
-                "accuracy",
-                "printed",
-                "difference in points",
-                "remark",
-            ),
+            *("accuracy", "printed", "difference in points", "parameters", "printed parameters", "network"),
+            *(("remark",) if said else ()),
         ),
-        rows=tuple(lines),
+        rows=tuple(line if said else line[:-1] for line in lines),
         numeric=frozenset(range(first, first + 5)),
     )
