@@ -8,14 +8,14 @@ export DATA
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv train test fuzz torture lint lock audit licences clean FORCE
+.PHONY: help setup venv train test bench-gpu bench-save bench-check fuzz torture lint lock audit licences clean FORCE
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  DATA=...         data for train: a folder, a tar(.xz/.gz), an .npz or `shapes`; without it, CIFAR-10'
-	@echo '  ARGS="..."       passed on to `fastresnet train` or to pytest'
-	@echo '  PYTHON=...       the Python that .venv is made with (3.11 or newer)'
+	@echo '  ARGS="..."       passed on to `fastresnet train`, to pytest or to a benchmark'
+	@echo '  PYTHON=...       the Python that .venv is made with (3.11 or newer), or that bench-gpu measures with'
 	@echo '  TORCH_INDEX=...  the package index that torch and torchvision are taken from'
 
 setup: $(STAMP) ## make .venv: torch for this machine, fastresnet, and what its tests need
@@ -41,6 +41,9 @@ fuzz: $(STAMP) ## run the fuzzers with many examples (some minutes)
 
 torture: $(STAMP) ## kill, starve and corrupt real runs (ARGS, as in ARGS="--short --seed 7")
 	@.venv/bin/python -m tests.torture $(ARGS)
+
+bench-gpu: ## measure on a GPU, with PYTHON= as it is: stops after 9 minutes, goes on where it stopped (ARGS=--all: the rest)
+	@$(or $(PYTHON),.venv/bin/python) -m fastresnet.bench.gpu_suite $${DATA:+--data "$$DATA"} $(ARGS)
 
 lint: $(STAMP) ## check style, imports, formatting and types
 	.venv/bin/ruff check .

@@ -63,6 +63,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     elif energy:
         lines += ["", f"Energy: {record['energy']}."]
     lines += _peers(record)
+    if record["not_measured"]:
+        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return "\n".join(lines) + "\n"
 
 

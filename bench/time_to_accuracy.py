@@ -183,6 +183,7 @@ class Board:
                 self.record["runs"].append(run)
                 self.save(self.record)
                 self.tell(_told(run, job))
+        self.record["not_measured"] = [job.row.label for job in self.jobs()]
 
     def _run(self, job: Job, runs_dir: Path, meter: EnergyMeter) -> dict[str, Any]:
         entry: dict[str, Any] = {

@@ -161,6 +161,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
     own = (*TINY, "--data", data, "--out", out, "--search", "--epochs", "12", "--runs", "3")
     stopped = bench(*own, "--minutes", "0")
     assert stopped.exit_code == 0 and trained == []
+    assert "Runs are still missing of: n2-b1-c4, fast, 12 epochs." in stopped.output
     done = bench(*own)
     assert done.exit_code == 0, done.output
     searched = [epochs for epochs, seed in trained if seed >= time_to_accuracy.SEARCH_SEEDS]
@@ -169,7 +170,11 @@ def test_a_search_is_run_again_on_fresh_seeds(
     record = read(out)
     (line,) = standings(record)
     assert line.row.epochs == 5 and line.runs == 3 and line.searched and line.verdict == "reaches"
-    assert "| 5 † |" in to_markdown(record) and "chosen by search" in to_markdown(record)
+    assert (
+        record["not_measured"] == []
+        and "| 5 † |" in to_markdown(record)
+        and "chosen by search" in to_markdown(record)
+    )
     assert bench(*own).exit_code == 0 and len(trained) == len(searched) + 3  # complete: nothing to do
 
 
@@ -177,7 +182,7 @@ def record_of(runs: list[dict[str, Any]], rows: list[Row], **changes: Any) -> di
     where = {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0", "cores": 1}
     settings = {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 2}
     record = {"environment": where, "settings": settings, "command": "x", "energy": "of the whole GPU"}
-    return record | {"rows": [vars(row) for row in rows], "runs": runs} | changes
+    return record | {"rows": [vars(row) for row in rows], "runs": runs, "not_measured": []} | changes
 
 
 def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any) -> dict[str, Any]:

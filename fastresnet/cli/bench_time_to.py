@@ -200,6 +200,7 @@ def _open(
         },
         rows=[],
         runs=[],
+        not_measured=[],
     )
     earlier = earlier_record(path, "time-to")
     if earlier is not None:

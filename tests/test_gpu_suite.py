@@ -1,0 +1,161 @@
+"""``make bench-gpu``: killed, out of time, failing, and gone on with; its stages are commands that exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from fastresnet.bench import gpu_suite
+from fastresnet.bench.gpu_suite import KERNEL_TESTS, ROOT, Stage, Suite, main, obstacle, stages
+from fastresnet.cli.main import app
+
+FAR = 120.0
+
+# Stands for a measurement: a case every 50 ms, written each, gone on with.
+MEASURE = """
+import json, sys, time
+from pathlib import Path
+out, minutes = Path(sys.argv[1]), float(sys.argv[2])
+record = json.loads(out.read_text()) if out.exists() else {"cases": []}
+end = time.monotonic() + 60 * minutes
+while len(record["cases"]) < 12 and time.monotonic() < end:
+    time.sleep(0.05)
+    record["cases"].append(len(record["cases"]))
+    record["not_measured"] = list(range(len(record["cases"]), 12))
+    temporary = out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(out)
+    out.with_suffix(".md").write_text(f"# Kernels\\n{len(record['cases'])} cases\\n")
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+from fastresnet.bench import gpu_suite
+gpu_suite.LOOK_EVERY_S = 0.02
+folder, script = Path(sys.argv[1]), sys.argv[2]
+measure = (sys.executable, "-S", script, "{out}", "{minutes}")
+plan = [
+    gpu_suite.Stage(name="tests/one", command=(sys.executable, "-S", "-c", "print('3 passed')")),
+    gpu_suite.Stage(name="kernels", command=measure, record="kernels"),
+]
+sys.exit(gpu_suite.Suite(folder, plan, float(sys.argv[3]), print).run())
+"""
+
+
+def start(folder: Path, minutes: float = 5) -> subprocess.Popen[str]:
+    script = folder.with_suffix(".py")
+    script.write_text(MEASURE)
+    command = [sys.executable, "-c", DRIVER, str(folder), str(script), str(minutes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    folder = tmp_path / "gpu"
+    process = start(folder)
+    end = time.monotonic() + FAR
+    try:
+        while not (folder / "kernels.json").exists() or len(read(folder, "kernels.json")["cases"]) < 3:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+    kept = read(folder, "kernels.json")["cases"]
+    assert 3 <= len(kept) < 12 and list(read(folder, "suite.json")["stages"]) == ["tests/one"]
+
+    # Out of time it starts nothing, and says what is left.
+    said, _ = start(folder, minutes=0).communicate(timeout=FAR)
+    assert said == "left: kernels; the same command goes on\n"
+
+    again = start(folder)
+    said, _ = again.communicate(timeout=FAR)
+    assert again.returncode == 0 and said == "kernels ...\nkernels: done\n"  # the tests were done
+    assert read(folder, "kernels.json")["cases"] == list(range(12))
+    done = read(folder, "suite.json")["stages"]
+    assert done["tests/one"]["said"] == "3 passed" and all(stage["done"] for stage in done.values())
+    assert (folder / "page.md").read_text() == "<!-- bench kernels -->\n# Kernels\n12 cases\n"
+    assert (folder / "suite.log").read_text().count("$ kernels") == 2
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("kernels.json", "page.md", "suite.json", "suite.log"),
+    ]
+
+
+def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) -> None:
+    script = tmp_path / "measure.py"
+    script.write_text(MEASURE)
+    measure = (sys.executable, "-S", str(script), "{out}", "{minutes}")
+    fails = Stage(
+        name="tests/bad", command=(sys.executable, "-S", "-c", "import sys; sys.exit('no such GPU')")
+    )
+    short = Stage(name="kernels", command=(*measure[:-1], "0.002"), record="kernels")
+    told: list[str] = []
+    assert Suite(tmp_path / "out", [fails, short], 5, told.append).run() == 1
+    state = read(tmp_path / "out", "suite.json")["stages"]
+    assert state["tests/bad"]["error"] == "exit 1: no such GPU" and not state["kernels"]["done"]
+    assert "kernels: stopped for want of time" in told and "tests/bad: failed with no such GPU" in told
+    assert told[-1] == "left: tests/bad, kernels; the same command goes on"
+    (tmp_path / "out" / "page.md").write_text("<!-- bench loaders -->\n# Loaders\nold\n")
+
+    passes = Stage(name="tests/bad", command=(sys.executable, "-S", "-c", "print('1 passed')"))
+    whole = Stage(name="kernels", command=measure, record="kernels")
+    assert Suite(tmp_path / "out", [passes, whole], 5, told.append).run() == 0
+    assert all(stage["done"] for stage in read(tmp_path / "out", "suite.json")["stages"].values())
+    # The table of a stage that did not run this time is kept.
+    page = (tmp_path / "out" / "page.md").read_text()
+    assert page.startswith("<!-- bench kernels -->\n# Kernels\n12 cases\n") and "# Loaders\nold\n" in page
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_stages_are_commands_that_exist(everything: bool, rehearse: bool) -> None:
+    bench = typer.main.get_command(app).commands["bench"].commands  # type: ignore[attr-defined]
+    plan = stages("python", "shapes", 0.9, everything=everything, rehearse=rehearse)
+    for stage in plan:
+        if stage.record is None:
+            assert Path(stage.command[-1]).is_file()
+            continue
+        assert stage.command[:4] == ("python", "-m", "fastresnet", "bench")
+        filled = [part.format(minutes=1, out="x.json") for part in stage.command[5:]]
+        bench[stage.command[4]].make_context(stage.command[4], filled)
+    assert [stage.record for stage in plan if stage.record] == list(gpu_suite.RECORDS)
+    assert all((ROOT / "tests" / name).is_file() for name in KERNEL_TESTS)
+
+
+def test_a_python_that_lacks_something_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_suite, "NEEDED", ("torch", "no_such_module"))
+    assert main(["--rehearse"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "lacks no_such_module, and nothing is installed here; name another" in said
+    )
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert obstacle(rehearse=True) is None
+    assert "torch sees no CUDA GPU; --rehearse" in str(obstacle(rehearse=False))
+
+
+def test_the_suite_is_loaded_without_what_it_checks_for() -> None:
+    """It must say what is missing, and so may need none of it to start."""
+    program = "import sys; import fastresnet.bench.gpu_suite; print(sorted({'pydantic','torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
