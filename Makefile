@@ -3,6 +3,7 @@
 # What to pass on, only ever from the command line: make train DATA="my photos" ARGS="--arch resnet24 --epochs 2"
 ARGS =
 DATA =
+SEED =
 export DATA
 
 STAMP := .venv/.stamp
@@ -39,8 +40,8 @@ test: $(STAMP) ## run the tests (ARGS is passed on, as in ARGS="-k order")
 fuzz: $(STAMP) ## run the fuzzers with many examples (some minutes)
 	@FASTRESNET_FUZZ=2000 .venv/bin/python -m pytest $(wildcard tests/test_fuzz_*.py) $(ARGS)
 
-torture: $(STAMP) ## kill, starve and corrupt real runs (ARGS, as in ARGS="--short --seed 7")
-	@.venv/bin/python -m tests.torture $(ARGS)
+torture: $(STAMP) ## kill, starve and corrupt real runs (SEED=... draws the same again, ARGS="--short" fewer)
+	@PYTHONPATH=tests .venv/bin/python -m torture $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench-gpu: ## measure on a GPU, with PYTHON= as it is: stops after 9 minutes, goes on where it stopped (ARGS=--all: the rest)
 	@$(or $(PYTHON),.venv/bin/python) -m fastresnet.bench.gpu_suite $${DATA:+--data "$$DATA"} $(ARGS)

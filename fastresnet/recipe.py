@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +25,15 @@ from fastresnet.recipe_parts import (
     Val,
 )
 from fastresnet.recipe_schedule import Schedule
-from fastresnet.toml_model import models_at, packaged_names, read_model, read_text, tags_of, validated
+from fastresnet.toml_model import (
+    models_at,
+    packaged_names,
+    parse_toml,
+    read_model,
+    read_text,
+    tags_of,
+    validated,
+)
 
 if TYPE_CHECKING:
     from fastresnet.arch import ArchSpec
@@ -56,8 +64,8 @@ class Recipe(Part):
     arch: str
     activation: Activation | None = None
     dropout: Dropout | None = None
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(ge=1, le=10**6)
     drop_last: bool = False
     optimizer: Optimizer
     schedule: Schedule
@@ -155,9 +163,14 @@ def _typed(key: str, text: str) -> Any:
         fields = [model.model_fields.get(last) for model in models_at(Recipe, tuple(parents))]
         return "none" if any(field and "none" in get_args(field.annotation) for field in fields) else None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
+
+
+def _counts(text: str, elements: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether ``text`` is the number of one of ``elements``, from 0."""
+    return re.fullmatch("[0-9]{1,6}", text) is not None and int(text) < len(elements)
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
@@ -167,7 +180,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     walked: list[str | int] = []
     for part in parents:
         if isinstance(at, (list, tuple)):
-            if not part.isdigit() or int(part) >= len(at):
+            if not _counts(part, at):
                 raise UserError(f"{key}: {'.'.join(map(str, walked))} has {len(at)} elements, counted from 0")
             at = at[int(part)]
             walked.append(int(part))
@@ -181,7 +194,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(at, (dict, list)):
             raise UserError(f"{key}: {'.'.join(map(str, walked))} is a single value without keys of its own")
     if isinstance(at, list):
-        if not last.isdigit() or int(last) >= len(at):
+        if not _counts(last, at):
             raise UserError(f"{key}: {'.'.join(map(str, walked))} has {len(at)} elements, counted from 0")
         at[int(last)] = value
         return

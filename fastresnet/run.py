@@ -50,13 +50,13 @@ class RunConfig(BaseModel):
     target: float | None = Field(default=None, gt=0, le=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     loader: str = "auto"
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1024)
     amp: Amp = "auto"
     compile: Compile = "auto"
     kernels: Kernels = "auto"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=4096)
     deterministic: bool = False
-    save_every_s: float = Field(default=60.0, gt=0)
+    save_every_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     eval_every: int = Field(default=1, ge=1)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastresnet.sweep_cells import Cell, CellMaker, KeyMistake, Settings, Value
 from fastresnet.toml_model import KeyPath, at_line, packaged_names, read_model, read_text, source_name
 
 NAME = r"^[a-z0-9][a-z0-9-]*$"
+MAX_CELLS = 10_000  # each is looked at before any is trained
 
 
 class CellEntry(Part):
@@ -53,6 +55,9 @@ class CellsPart(Part):
         for key, values in grid.items():
             if not values:
                 raise ValueError(f"{key} has no values; give at least one")
+        number = math.prod(map(len, grid.values()))
+        if number > MAX_CELLS:
+            raise ValueError(f"its values make {number:,} cells; a sweep may have {MAX_CELLS:,}")
         return grid
 
     def entries(self) -> Iterator[tuple[CellEntry, dict[str, KeyPath]]]:

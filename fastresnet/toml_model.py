@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -55,10 +56,33 @@ def read_model(kind: str, model: type[Model], name_or_path: str) -> Model:
     text = read_text(kind, name_or_path)
     where = source_name(kind, name_or_path)
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(text)
+    except ValueError as error:
         raise UserError(f"{where}: not TOML: {str(error)[:1].lower()}{str(error)[1:]}") from None
     return validated(model, data, where, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text says.
+
+    Raises:
+        ValueError: it is not TOML, is nested too deeply to be read, or holds an integer of more than the 64 bits that
+            TOML has; the text says what, and where.
+    """
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    waiting: list[Any] = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"an integer has {value.bit_length()} bits; TOML's have 64")
+    return data
 
 
 def source_name(kind: str, name_or_path: str) -> str:
@@ -82,6 +106,19 @@ def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text
         raise (at_line(where, text, path, message) if text else UserError(message)) from None
 
 
+class _Short(reprlib.Repr):
+    """Values in messages: cut where they are long, deep or many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 80, 80, 40
+
+
+def shown_value(value: Any) -> str:
+    """Return ``value`` as Python writes it, cut to fit a line."""
+    return _Short().repr(value)
+
+
 def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str]:
     """Return the key path of a pydantic error, and what was wrong and what is allowed."""
     path, owner = _located(root, error["loc"])
@@ -100,13 +137,14 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
         return path, f"{key}.name is missing (allowed: {', '.join(_tags(root, path))})"
     if kind == "union_tag_invalid":
         tag, tags = str(context["tag"]), _tags(root, path)
-        return (*path, "name"), f"{key}.name is {tag!r}{did_you_mean(tag, tags)} (allowed: {', '.join(tags)})"
+        near = did_you_mean(tag, tags)
+        return (*path, "name"), f"{key}.name is {shown_value(tag)}{near} (allowed: {', '.join(tags)})"
     if kind == "value_error":
         return path, f"{key}: {context['error']}" if key else str(context["error"])
     if kind == "literal_error":
         near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
-        return path, f"{key} is {given!r}{near} (allowed: {context['expected']})"
-    return path, f"{key} is {given!r}; it {error['msg'].removeprefix('Input ')}"
+        return path, f"{key} is {shown_value(given)}{near} (allowed: {context['expected']})"
+    return path, f"{key} is {shown_value(given)}; it {error['msg'].removeprefix('Input ')}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
