@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from fastresnet.assembly import Data, build_step, choose_machine, open_loaders
+from fastresnet.assembly import Data, build_step, choose_machine, open_loaders, warm_up_step
 from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
-from fastresnet.engine.warmup import compiler_missing, random_batches, warm_loaders, warm_up
+from fastresnet.engine.warmup import compiler_missing, random_batches, warm_loaders
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
@@ -106,19 +106,12 @@ def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:
     loaders = open_loaders(recipe, chosen.config, data, chosen.device)
     members = data.splits["train"].members
     step = build_step(recipe, chosen, data, len(loaders.train))
-    step.augment.begin_epoch(config.seed, 0, members, chosen.device)
     warm_loaders((loaders.train,))
     dataset = data.dataset
     (batch,) = random_batches(
         [recipe.batch_size], dataset.image_size, dataset.num_classes, torch.from_numpy(members), chosen.device
     )
-    found = warm_up(
-        step,
-        [batch],
-        compile=chosen.config.compile,
-        num_steps=recipe.epochs * len(loaders.train),
-        compiler_missing=compiler_missing(chosen.device),
-    )
+    found = warm_up_step(step, recipe, chosen, data)
 
     def batches() -> Iterator[Batch]:
         for epoch in itertools.count():
@@ -134,12 +127,11 @@ def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:
             step(batch)
             yield len(batch.labels)
 
-    kernels = chosen.config.kernels
+    told = ", ".join(f"{option} {value}" for option, value in found.options.items())
     workers = f" with {config.workers} workers" if config.workers else ""
     return Loop(
         steps=steps(batches()),
         steps_alone=steps(itertools.repeat(batch)),
-        what=f"loader {loaders.backend}{workers}, amp {chosen.config.amp}, compile {found.compile}, "
-        f"kernels {kernels}, channels-last",
+        what=f"loader {loaders.backend}{workers}, amp {chosen.config.amp}, {told}, channels-last",
         device=chosen.device,
     )

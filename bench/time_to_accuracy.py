@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fastresnet.assembly import Data, build_step, choose_machine
+from fastresnet.assembly import Data, build_step, choose_machine, warm_up_step
 from fastresnet.atomic import explain_os_error
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.energy import EnergyMeter
@@ -31,7 +31,6 @@ from fastresnet.bench.peers import Peer
 from fastresnet.bench.schedule_search import Found, Try, next_try
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.engine.warmup import compiler_missing, random_batches, warm_up
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, git_sha
@@ -293,20 +292,12 @@ def _known_s(record: dict[str, Any], row: Row) -> float | None:
 
 def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     """Return about how many seconds a training takes, by a few steps on random labels, evaluations included."""
-    chosen = choose_machine(config)
+    plain = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
+    chosen = choose_machine(plain)
     train_split, test = data.splits["train"], data.splits["test"]
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
-    step = build_step(recipe, chosen, data, steps)
-    members = train_split.members
-    step.augment.begin_epoch(config.seed, 0, members, chosen.device)
-    size, classes = data.dataset.image_size, data.dataset.num_classes
-    batches = random_batches(
-        [min(recipe.batch_size, num_train)], size, classes, torch.from_numpy(members), chosen.device
-    )
-    found = warm_up(
-        step, batches, compile="off", num_steps=steps, compiler_missing=compiler_missing(chosen.device)
-    )
+    found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
     # an evaluation is a third of a training step's work an image
     evaluating = 1 + len(test.members) / (3 * num_train * config.eval_every)
     return found.step_s * steps * recipe.epochs * evaluating

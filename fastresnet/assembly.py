@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +16,19 @@ from fastresnet.engine import machine
 from fastresnet.engine.evaluate import EVAL_BATCH
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
-from fastresnet.engine.step import TrainStep
+from fastresnet.engine.step import TrainStep, Way
+from fastresnet.engine.warmup import (
+    ChooseKernels,
+    Search,
+    WarmUp,
+    compiler_missing,
+    random_batches,
+    warm_up,
+)
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
+from fastresnet.kernels.dispatch import Choice, check_kernels, choose_kernels
+from fastresnet.loaders.cache import cache_folder
 from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
 from fastresnet.loaders.encoded import open_encoded
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
@@ -25,7 +37,7 @@ from fastresnet.losses import build_loss
 from fastresnet.mix import Mix
 from fastresnet.optim import build_optimizer
 from fastresnet.recipe import Recipe
-from fastresnet.resnet import build_model
+from fastresnet.resnet import block_shapes, build_model
 from fastresnet.run import RunConfig, environment
 from fastresnet.schedule import build_schedule
 
@@ -35,7 +47,7 @@ class Machine:
     """What a run computes on.
 
     Attributes:
-        config: with device, precision, kernels and threads resolved.
+        config: with device, precision and threads resolved.
         device, device_name: where, and what that is called.
         amp_dtype: dtype of activations.
         environment: versions and machine that the run's figures hold for.
@@ -49,13 +61,21 @@ class Machine:
 
 
 def choose_machine(config: RunConfig) -> Machine:
-    """Resolve what the config leaves to the machine, and set the process up for it."""
+    """Resolve what the config leaves to the machine, and set the process up for it.
+
+    How steps are done (``compile``, ``kernels``, ``graphs``) is measured later, in the warm-up.
+
+    Raises:
+        UserError: something was asked for that this machine cannot do.
+    """
     device = machine.resolve_device(config.device)
+    check_kernels(config.kernels, device, config.compile)
+    # torch keeps what it has compiled, for every process: beside our own cache, and not where a reboot clears it.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     resolved = config.model_copy(
         update={
             "device": str(device),
             "amp": machine.resolve_amp(config.amp, device),
-            "kernels": "eager",
             "threads": machine.resolve_threads(config.threads),
         }
     )
@@ -202,6 +222,8 @@ def build_step(
     Args:
         weights: another run's, to start from; None starts from drawn ones.
 
+    The step is done as the config says, and with ``auto`` as plain as can be: the warm-up finds what is faster.
+
     Raises:
         UserError: weights of another network.
     """
@@ -214,7 +236,6 @@ def build_step(
             dataset.num_classes,
             dataset.image_size,
             zero_gamma=recipe.init.zero_gamma,
-            kernels=config.kernels,
         )
     if weights is not None:
         # Before averages and slow weights are taken of the model's.
@@ -223,7 +244,7 @@ def build_step(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(
         model=model,
-        optimizer=build_optimizer(model, recipe.optimizer),
+        optimizer=build_optimizer(model, recipe.optimizer, loss_scale=chosen.amp_dtype == torch.float16),
         schedule=build_schedule(recipe.schedule, recipe.epochs, steps_per_epoch),
         ema=EmaModel(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type) if chosen.amp_dtype == torch.float16 else None,
@@ -233,7 +254,7 @@ def build_step(
     mix = None
     if recipe.mix:
         mix = Mix(recipe.mix, seed=config.seed, batch_size=recipe.batch_size, drop_last=recipe.drop_last)
-    return TrainStep(
+    step = TrainStep(
         state,
         augment=build_augment(recipe, dataset.mean, dataset.std, dataset.image_size).to(device),
         mix=mix,
@@ -243,3 +264,74 @@ def build_step(
         seed=config.seed,
         has_dropout=any(asdict(spec.dropout).values()),
     )
+    step.take(way_of(config))
+    return step
+
+
+def way_of(config: RunConfig) -> Way:
+    """Return how a config has steps done, with ``auto`` as plain as can be."""
+    return Way(
+        compile=config.compile if config.compile != "auto" else "off",
+        kernels=config.kernels if config.kernels != "auto" else "eager",
+        graphs=config.graphs == "on",
+    )
+
+
+def warm_up_step(
+    step: TrainStep,
+    recipe: Recipe,
+    chosen: Machine,
+    data: Data,
+    announce: Callable[[str], None] = lambda line: None,
+) -> WarmUp:
+    """Find the fastest way to do the run's steps that the config allows, take it, and have all compiled by then.
+
+    The state stays as it was.
+
+    Args:
+        announce: told a line before a measurement that takes a minute.
+
+    Raises:
+        UserError: the config asks for a way that is not possible.
+    """
+    config, device, dataset, state = chosen.config, chosen.device, data.dataset, step.state
+    members = data.splits["train"].members
+    rest = len(members) % recipe.batch_size
+    sizes = [recipe.batch_size] if len(members) >= recipe.batch_size else []
+    sizes += [rest] if rest and not recipe.drop_last else []
+    step.augment.begin_epoch(config.seed, state.epoch, members, device)
+    *batches, eval_batch = random_batches(
+        [*sizes, EVAL_BATCH], dataset.image_size, dataset.num_classes, torch.from_numpy(members), device
+    )
+    search = Search(
+        step=step,
+        batches=batches,
+        config=config,
+        num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
+        compiler_missing=compiler_missing(device),
+        choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
+    )
+    return warm_up(search, eval_batch, [False, True] if recipe.tta == "flip" else [False])
+
+
+def _kernel_chooser(
+    recipe: Recipe, chosen: Machine, image_size: int, announce: Callable[[str], None]
+) -> ChooseKernels:
+    """Return what chooses the norms' implementation."""
+    spec = recipe.arch_spec()
+
+    def choose(compiled: bool, worth_measuring: bool) -> Choice:
+        return choose_kernels(
+            chosen.config.kernels,
+            block_shapes(spec, recipe.batch_size, image_size),
+            activation=spec.activation,
+            dtype=chosen.amp_dtype,
+            device=chosen.device,
+            compiled=compiled,
+            deterministic=chosen.config.deterministic,
+            worth_measuring=worth_measuring,
+            cache_folder=cache_folder(),
+            announce=announce,
+        )
+
+    return choose

@@ -88,15 +88,17 @@ class Augment(nn.Module):
             self.table = table.to(device)
 
     def forward(
-        self, images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype, train: bool
+        self, images: torch.Tensor, indices: torch.Tensor | None, dtype: torch.dtype, train: bool
     ) -> torch.Tensor:
         """Return images [B, 3, H, W] of ``dtype``, channels-last, normalised; augmented where ``train``.
 
-        ``images`` is uint8 [B, 3, H, W], ``indices`` int64 [B], of the members given to :meth:`begin_epoch`.
+        ``images`` is uint8 [B, 3, H, W], ``indices`` int64 [B], of the members given to :meth:`begin_epoch`; they
+        are for training alone.
         """
         x = images.contiguous(memory_format=torch.channels_last).float() / 255
         if not (train and self.augments):
             return self.normalise(x).to(dtype)
+        assert indices is not None
         drawn = self.table[indices]
         column = 0
         for op in self.ops:

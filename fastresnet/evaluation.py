@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastresnet.assembly import splits_of
 from fastresnet.augment import build_augment
 from fastresnet.engine import machine
-from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
+from fastresnet.engine.evaluate import EVAL_BATCH, Scorer, evaluate
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, find_run
 from fastresnet.inference import load_weights, split_reference
@@ -166,7 +166,7 @@ def _evaluate(
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     loader = open_loader(default_backend([splits[split]], chosen), splits[split], spec, chosen)
     try:
-        found = evaluate(model, loader, augment, amp_dtype, tta=tta, on_logits=on_logits)
+        found = evaluate(Scorer(model, augment, amp_dtype), loader, tta=tta, on_logits=on_logits)
     finally:
         loader.close()
     evaluation = Evaluation(

@@ -15,6 +15,14 @@ from fastresnet.errors import UserError
 from fastresnet.losses import Targets
 
 
+class SentDraw(NamedTuple):
+    """A :class:`MixDraw` on the device: ``share`` float32 scalar, ``partners`` int64 [B], ``box`` int64 [4]."""
+
+    share: torch.Tensor
+    partners: torch.Tensor
+    box: torch.Tensor
+
+
 class MixDraw(NamedTuple):
     """What one step mixes, on the host.
 
@@ -93,17 +101,29 @@ class Mix:
 
         ``images`` is float [B, 3, H, W] and keeps its dtype and memory format, ``labels`` int64 [B].
         """
-        lam, partners_at, box = self.draw(epoch, step, len(images), *images.shape[-2:])
-        partners = _sent(torch.from_numpy(partners_at), images.device)
-        share = _sent(torch.tensor(lam, dtype=torch.float32), images.device)
-        targets = Targets(labels, labels[partners], share)
+        return self.mixed(images, labels, self.send(images, epoch, step))
+
+    def send(self, images: torch.Tensor, epoch: int, step: int) -> SentDraw:
+        """Return the draw of ``step`` of ``epoch`` for ``images`` [B, 3, H, W], on their device."""
+        lam, partners, box = self.draw(epoch, step, len(images), *images.shape[-2:])
+        share = torch.tensor(lam, dtype=torch.float32)
+        parts = (share, torch.from_numpy(partners), torch.tensor(box))
+        return SentDraw(*(_sent(part, images.device) for part in parts))
+
+    def mixed(
+        self, images: torch.Tensor, labels: torch.Tensor, sent: SentDraw
+    ) -> tuple[torch.Tensor, Targets]:
+        """Return what :meth:`apply` does, of a draw that is on the device: the same operations whatever it is."""
+        targets = Targets(labels, labels[sent.partners], sent.share)
+        others = images[sent.partners]
         if self.part.name == "mixup":
             # In float32, so that images and labels are mixed by the same share.
-            return torch.lerp(images[partners].float(), images.float(), share).to(images.dtype), targets
-        y0, y1, x0, x1 = box
-        mixed = images.clone()
-        mixed[:, :, y0:y1, x0:x1] = images[partners, :, y0:y1, x0:x1]
-        return mixed, targets
+            return torch.lerp(others.float(), images.float(), sent.share).to(images.dtype), targets
+        y0, y1, x0, x1 = sent.box.unbind()
+        y = torch.arange(images.shape[2], device=images.device).view(-1, 1)
+        x = torch.arange(images.shape[3], device=images.device)
+        inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+        return torch.where(inside, others, images), targets
 
 
 def beta(alpha: float, key: int, index: int) -> float:

@@ -65,7 +65,10 @@ class Muon(torch.optim.Optimizer):
             if group["normalise_filters"]:
                 for p in weights:
                     p.mul_(p.shape[0] ** 0.5 / torch.linalg.vector_norm(p))
-        torch._foreach_add_(weights, updates, alpha=-float(group["lr"]))
+        if isinstance(group["lr"], torch.Tensor):
+            torch._foreach_sub_(weights, torch._foreach_mul(updates, group["lr"]))
+        else:
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     @staticmethod
     def _orthogonalised(updates: list[torch.Tensor], num_steps: int) -> list[torch.Tensor]:

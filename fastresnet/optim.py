@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,20 +11,29 @@ from fastresnet import recipe_parts as parts
 from fastresnet.muon import Muon
 
 
-def build_optimizer(model: nn.Module, part: parts.Optimizer) -> torch.optim.Optimizer | Lookahead:
+def build_optimizer(
+    model: nn.Module, part: parts.Optimizer, *, loss_scale: bool = False
+) -> torch.optim.Optimizer | Lookahead:
     """Return the optimizer of ``model``'s parameters, on the device where they are now.
 
     Each parameter group holds ``base_lr``, which :func:`set_lr` multiplies. Decay is coupled (in
-    ``weight_decay``) or decoupled (in ``decoupled_decay``, applied before each step).
+    ``weight_decay``) or decoupled (in ``decoupled_decay``, applied before each step). All that it will ever hold
+    is there at once, so that a compiled or captured step finds it where it stays.
+
+    Args:
+        loss_scale: steps are made under one, and may be left out.
     """
     groups = _groups(model, part)
-    fused = all(p.is_cuda for group in groups for p in group["params"])
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     decoupled = getattr(part, "decoupled", False)
     # A fused step under a loss scale may skip itself on the device; decoupled decay would not know.
-    fast: dict[str, Any] = {"fused": True} if fused and not decoupled else {"foreach": True}
+    fast: dict[str, Any] = {"fused": True} if on_gpu and not (decoupled and loss_scale) else {"foreach": True}
+    adam = fast | {"capturable": on_gpu}  # its count of steps is on the device
     optimizer: torch.optim.Optimizer
     if isinstance(part, parts.Adadelta):
-        optimizer = torch.optim.Adadelta(groups, lr=part.lr, rho=part.rho, eps=part.eps, foreach=True)
+        optimizer = torch.optim.Adadelta(
+            groups, lr=part.lr, rho=part.rho, eps=part.eps, foreach=True, capturable=on_gpu
+        )
     elif isinstance(part, parts.Adagrad):
         optimizer = torch.optim.Adagrad(
             groups,
@@ -36,9 +44,9 @@ def build_optimizer(model: nn.Module, part: parts.Optimizer) -> torch.optim.Opti
             foreach=True,
         )
     elif isinstance(part, parts.Adam):
-        optimizer = torch.optim.Adam(groups, lr=part.lr, betas=part.betas, eps=part.eps, **fast)
+        optimizer = torch.optim.Adam(groups, lr=part.lr, betas=part.betas, eps=part.eps, **adam)
     elif isinstance(part, parts.AdamW):
-        optimizer = torch.optim.AdamW(groups, lr=part.lr, betas=part.betas, eps=part.eps, **fast)
+        optimizer = torch.optim.AdamW(groups, lr=part.lr, betas=part.betas, eps=part.eps, **adam)
     elif isinstance(part, parts.Sgd):
         nesterov = part.name == "sgdn"
         optimizer = torch.optim.SGD(groups, lr=part.lr, momentum=part.momentum, nesterov=nesterov, **fast)
@@ -46,16 +54,66 @@ def build_optimizer(model: nn.Module, part: parts.Optimizer) -> torch.optim.Opti
         optimizer = Muon(groups)
     if decoupled and part.weight_decay:
         optimizer.register_step_pre_hook(_decay)
+    _fill_state(optimizer)
     return Lookahead(optimizer, part.lookahead) if part.lookahead else optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer | Lookahead, factor: float) -> None:
     """Set every group's lr to ``factor`` times its ``base_lr``."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(group["base_lr"] * factor)
-        else:
-            group["lr"] = group["base_lr"] * factor
+        group["lr"] = group["base_lr"] * factor
+
+
+@torch.no_grad()
+def _fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that torch's optimizers make at their first step, as it is before that step."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [p.clone() for p in weights]
+    there = {p: {name: _copied(value) for name, value in optimizer.state[p].items()} for p in weights}
+    for p in weights:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    torch._foreach_copy_(weights, kept)
+    for p in weights:
+        for name, value in optimizer.state[p].items():
+            if isinstance(value, torch.Tensor):
+                value.copy_(there[p].get(name, torch.zeros_like(value)))
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer | Lookahead) -> dict[str, Any]:
+    """Return the optimizer's state dict; its tensors are the live ones, each lr a float."""
+    content = optimizer.state_dict()
+    inner = content["inner"] if isinstance(optimizer, Lookahead) else content
+    for group in inner["param_groups"]:
+        group["lr"] = float(group["lr"])
+    return content
+
+
+@torch.no_grad()
+def load_optimizer_state(optimizer: torch.optim.Optimizer | Lookahead, saved: dict[str, Any]) -> None:
+    """Take up what :func:`optimizer_state` returned, in place: what is compiled or captured holds the tensors.
+
+    An lr that is a tensor is left as it is: its owner sets it at every step.
+    """
+    if isinstance(optimizer, Lookahead):
+        load_optimizer_state(optimizer.inner, saved["inner"])
+        torch._foreach_copy_(optimizer.slow, saved["slow"])
+        optimizer.num_steps = saved["num_steps"]
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for place, entries in saved["state"].items():
+        own = optimizer.state[weights[place]]
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                own[name].copy_(value)
+    for group, given in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        if not isinstance(group["lr"], torch.Tensor):
+            group["lr"] = given["lr"]
 
 
 def _groups(model: nn.Module, part: parts.Optimizer) -> list[dict[str, Any]]:
@@ -136,15 +194,3 @@ class Lookahead:
     def state_dict(self) -> dict[str, Any]:
         """Return the inner state, the slow weights in the order of the groups, and the count of steps."""
         return {"inner": self.inner.state_dict(), "slow": list(self.slow), "num_steps": self.num_steps}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of :meth:`state_dict`."""
-        self.inner.load_state_dict(state["inner"])
-        _copy(self.slow, state["slow"])
-        self.num_steps = state["num_steps"]
-
-
-def _copy(to: list[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
-    for target, value in zip(to, values, strict=True):
-        target.copy_(value)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastresnet.arch import ArchSpec
+from fastresnet.kernels.block_time import BlockShape
 from fastresnet.kernels.norm_act import BatchNormAct2d, NormActivation
 
 ONEDNN_SAFE_WIDTH = 8  # channels
@@ -200,6 +201,32 @@ def build_model(
             if isinstance(module, BasicBlock | BottleneckBlock):
                 nn.init.zeros_(module.last_norm.weight)
     return model
+
+
+def set_kernels(model: nn.Module, kernels: str) -> None:
+    """Change the implementation of every :class:`BatchNormAct2d` of ``model``, one of ``norm_act.KERNELS``."""
+    for module in model.modules():
+        if isinstance(module, BatchNormAct2d):
+            module.kernels = kernels
+
+
+def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[BlockShape]:
+    """Return the blocks of ``spec`` by stage, as their kernels are measured."""
+    shapes = []
+    for stage, (width, side) in enumerate(zip(spec.channels, spec.map_sizes(image_size), strict=True)):
+        kernel = spec.kernels[stage]
+        bottleneck = spec.block == "bottleneck"
+        shapes.append(
+            BlockShape(
+                batch_size=batch_size,
+                channels=width * spec.expansion,
+                side=side,
+                repeats=spec.blocks[stage],
+                widths=(width, width) if bottleneck else (width,),
+                sizes=(1, kernel, 1) if bottleneck else (kernel, kernel),
+            )
+        )
+    return shapes
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -17,8 +17,10 @@ from fastresnet import __version__
 from fastresnet.errors import UserError, did_you_mean
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
-Compile = Literal["auto", "on", "off"]
-Kernels = Literal["auto", "eager"]
+Compile = Literal["auto", "on", "whole", "off"]
+# Three more launch configurations of the kernels, which `auto` may find to be faster.
+Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "inductor", "eager"]
+Graphs = Literal["auto", "on", "off"]
 
 
 class RunConfig(BaseModel):
@@ -32,7 +34,7 @@ class RunConfig(BaseModel):
             recipe says.
         limit_train: use only this many training samples, drawn by (seed).
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
-        device, loader, amp, compile, kernels, threads: ``auto`` (0 threads) until resolved; a run that has
+        device, loader, amp, compile, kernels, graphs, threads: ``auto`` (0 threads) until resolved; a run that has
             started holds what was chosen, and a resumed run reuses it.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
         deterministic: refuse CUDA operations whose result depends on timing.
@@ -54,6 +56,7 @@ class RunConfig(BaseModel):
     amp: Amp = "auto"
     compile: Compile = "auto"
     kernels: Kernels = "auto"
+    graphs: Graphs = "auto"
     threads: int = Field(default=0, ge=0, le=4096)
     deterministic: bool = False
     save_every_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastresnet.assembly import Loaders, build_step, choose_machine, open_data, open_loaders
+from fastresnet.assembly import (
+    Loaders,
+    build_step,
+    choose_machine,
+    open_data,
+    open_loaders,
+    warm_up_step,
+)
 from fastresnet.engine import machine
 from fastresnet.engine.checkpoint import load_last, save_state
 from fastresnet.engine.fit import Fit
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.engine.warmup import compiler_missing, random_batches, warm_loaders, warm_up
+from fastresnet.engine.warmup import warm_loaders
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, check_writable, find_run, new_run_name
 from fastresnet.inference import Weights, load_weights
@@ -240,33 +244,15 @@ class _Run:
 
     def _warm_up(self, path: Path) -> None:
         assert self.loaders is not None
-        recipe, state, dataset = self.recipe, self.step.state, self.data.dataset
-        members = self.data.splits["train"].members
+        recipe, state = self.recipe, self.step.state
         steps_per_epoch = len(self.loaders.train)
         steps_left = recipe.epochs * steps_per_epoch - state.step
-        rest = len(members) % recipe.batch_size
-        sizes = [recipe.batch_size] if len(members) >= recipe.batch_size else []
-        sizes += [rest] if rest and not recipe.drop_last else []
         self.listener.on_phase("warming up on random labels")
         with self._clock("compile_s"):
             warm_loaders((self.loaders.train, *self.loaders.evals.values()))
-            self.step.augment.begin_epoch(self.config.seed, state.epoch, members, self.machine.device)
-            found = warm_up(
-                self.step,
-                random_batches(
-                    sizes,
-                    dataset.image_size,
-                    dataset.num_classes,
-                    torch.from_numpy(members),
-                    self.machine.device,
-                ),
-                compile=self.config.compile,
-                num_steps=steps_left,
-                compiler_missing=compiler_missing(self.machine.device),
-            )
-        if state.segment:
-            found = replace(found, reason="as the run began")
-        self.config = self.config.model_copy(update={"compile": found.compile})
+            found = warm_up_step(self.step, recipe, self.machine, self.data, self.listener.on_notice)
+        reasons = found.reasons if not state.segment else dict.fromkeys(found.reasons, "as the run began")
+        self.config = self.config.model_copy(update=found.options)
         num_params, multiply_adds = self._counts()
         self.listener.on_start(
             RunInfo(
@@ -278,7 +264,7 @@ class _Run:
                 device_name=self.machine.device_name,
                 num_params=num_params,
                 multiply_adds=multiply_adds,
-                compile_reason=found.reason,
+                reasons=reasons,
                 steps_per_epoch=steps_per_epoch,
                 steps_left=steps_left,
                 epoch_s=found.step_s * steps_per_epoch,

@@ -20,26 +20,40 @@ CALLS = 10
 
 
 class BlockShape(NamedTuple):
-    """Blocks alike: [batch_size, channels, side, side] in and out, ``repeats`` of them in the network."""
+    """Blocks alike: [batch_size, channels, side, side] in and out, ``repeats`` of them in the network.
+
+    ``widths`` are the channels between its convolutions, whose ``sizes`` are 3 for 3x3: ``(64,)`` and ``(3, 3)`` for a
+    basic block of 64 channels.
+    """
 
     batch_size: int
     channels: int
     side: int
     repeats: int
+    widths: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 class Block(nn.Module):
-    """conv - norm - act - conv - norm - add - act, as in a stage after its first block."""
+    """conv - norm - act - ... - conv - norm - add - act, as in a stage after its first block."""
 
-    def __init__(self, channels: int, activation: Activation, kernels: str) -> None:
+    def __init__(self, shape: BlockShape, activation: Activation, kernels: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = BatchNormAct2d(channels, activation, kernels=kernels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = BatchNormAct2d(channels, activation, kernels=kernels)
+        channels = (shape.channels, *shape.widths, shape.channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+            for inputs, outputs, size in zip(channels[:-1], channels[1:], shape.sizes, strict=True)
+        )
+        self.norms = nn.ModuleList(
+            BatchNormAct2d(outputs, activation, kernels=kernels) for outputs in channels[1:]
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm2(self.conv2(self.norm1(self.conv1(x))), residual=x)
+        *inner, (last_conv, last_norm) = zip(self.convs, self.norms, strict=True)
+        y = x
+        for conv, norm in inner:
+            y = norm(conv(y))
+        return last_norm(last_conv(y), residual=x)
 
 
 def time_blocks(
@@ -69,7 +83,7 @@ def block_runs(
     compiled: bool,
 ) -> list[Run]:
     """Return calls that run one block forward and backward, one for each of several sets of inputs."""
-    block = Block(shape.channels, activation, kernels).to(device)
+    block = Block(shape, activation, kernels).to(device)
     block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = torch.compile(block, fullgraph=True) if compiled else block
     parameters = list(block.parameters())

@@ -21,7 +21,7 @@ from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.kernels.block_time import BlockShape, fastest_tuning, time_blocks
 from fastresnet.kernels.fusion import Activation
-from fastresnet.kernels.norm_act import KERNELS, TRITON_KERNELS
+from fastresnet.kernels.norm_act import INTERPRETED, KERNELS, TRITON_KERNELS
 
 CACHE_FILE = "kernels.json"
 
@@ -43,14 +43,31 @@ class Choice:
 
 
 def triton_obstacle(device: torch.device) -> str | None:
-    """Return why Triton cannot run on ``device``, or None where it can."""
+    """Return why Triton cannot run on ``device``, or None where it can, be it interpreted."""
     if device.type != "cuda":
-        return f"Triton compiles for GPUs, and this run is on the {device.type}"
+        if INTERPRETED and importlib.util.find_spec("triton") is not None:
+            return None
+        return f"Triton compiles for GPUs, and this is a {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "Triton needs a GPU of compute capability 8.0 (Ampere) or newer"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     return None
+
+
+def check_kernels(wanted: str, device: torch.device, compile: str) -> None:
+    """Refuse kernels that cannot be had, before anything slow.
+
+    Args:
+        wanted: ``auto``, or one of ``norm_act.KERNELS``.
+        device: the run's.
+        compile: ``off`` where the step will not go through torch.compile.
+
+    Raises:
+        UserError: an unknown name, or one that cannot be had here.
+    """
+    if wanted != "auto":
+        _as_asked(wanted, triton_obstacle(device), compile != "off")
 
 
 def choose_kernels(
@@ -62,6 +79,7 @@ def choose_kernels(
     device: torch.device,
     compiled: bool,
     deterministic: bool,
+    worth_measuring: bool = True,
     cache_folder: Path,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Choice:
@@ -76,6 +94,7 @@ def choose_kernels(
         compiled: the step goes through torch.compile.
         deterministic: then nothing is measured, since another day's measurement may differ: the kernels where they
             run, whose sums are always added in the same order.
+        worth_measuring: the run is long enough; otherwise only an earlier measurement is used.
         cache_folder: where measurements are kept, in ``kernels.json``.
         announce: told once, before a measurement that takes a minute.
 
@@ -88,6 +107,8 @@ def choose_kernels(
         return _as_asked(wanted, obstacle, compiled)
     if obstacle is not None:
         return Choice(kernels=plain, reason=obstacle, times_s={})
+    if device.type != "cuda":
+        return Choice(kernels=plain, reason="Triton's interpreter is for tests", times_s={})
     if deterministic:
         return Choice(kernels="triton", reason="deterministic, so not measured", times_s={})
     key = machine_key(blocks, activation, dtype, device, compiled)
@@ -95,6 +116,8 @@ def choose_kernels(
     cached = _read(file).get(key)
     if cached is not None:
         return _choice(cached, plain, "measured earlier on this machine")
+    if not worth_measuring:
+        return Choice(kernels=plain, reason="the run is too short for measuring to pay", times_s={})
     announce(
         "measuring which batch-norm kernels are fastest here: about a minute, once per machine and network"
     )

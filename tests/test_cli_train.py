@@ -204,7 +204,7 @@ MISTAKES = {
     "loader": (["--loader", "numbaa"], "unknown loader 'numbaa'; did you mean 'numba'"),
     "amp": (["--amp", "bf61"], "amp is 'bf61': it must be 'auto', 'bf16', 'fp16' or 'off'; did you mean 'bf16'?"),
     "fp16 on a cpu": (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
-    "compile": (["--compile", "maybe"], "compile is 'maybe': it must be 'auto', 'on' or 'off'"),
+    "compile": (["--compile", "maybe"], "compile is 'maybe': it must be 'auto', 'on', 'whole' or 'off'"),
     "device": (["--device", "tpu"], "device is 'tpu': it must be auto, cpu, cuda or cuda:N"),
     "target": (["--target", "94"], "target is 94.0: input should be less than or equal to 1"),
     "seed": (["--seed", "-1"], "seed is -1"),
@@ -312,8 +312,8 @@ SCIENCE = [
     ["--arch", ARCH], ["--recipe", "fast"], ["--epochs", "3"], ["--batch-size", "16"], ["--tta"], ["--no-tta"],
     ["--set", "optimizer.lr=1"], ["--seed", "0"], ["--image-size", "8"], ["--val", "0"], ["--limit-train", "9"],
     ["--target", "0.9"], ["--init-from", "last"], ["--device", "cpu"], ["--loader", "numba"], ["--workers", "1"],
-    ["--amp", "off"], ["--compile", "off"], ["--kernels", "eager"], ["--threads", "1"], ["--deterministic"],
-    ["--eval-every", "1"],
+    ["--amp", "off"], ["--compile", "off"], ["--kernels", "eager"], ["--graphs", "off"], ["--threads", "1"],
+    ["--deterministic"], ["--eval-every", "1"],
 ]  # fmt: skip
 
 
@@ -529,7 +529,7 @@ def told(epoch_s: float, epochs: int, arch: str, **changes: Any) -> RunInfo:
         "device_name": "cpu",
         "num_params": spec.num_params(),
         "multiply_adds": spec.num_multiply_adds(),
-        "compile_reason": "",
+        "reasons": dict.fromkeys(("compile", "kernels", "graphs"), ""),
         "steps_per_epoch": 100,
         "steps_left": 100 * epochs,
         "epoch_s": epoch_s,

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from fastresnet.muon import orthogonalise
-from fastresnet.optim import Lookahead, build_optimizer, set_lr
+from fastresnet.optim import (
+    Lookahead,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    set_lr,
+)
 from fastresnet.recipe import load_recipe
 from fastresnet.recipe_parts import Optimizer
 
@@ -51,6 +57,13 @@ def train(
         optimizer.step()
 
 
+def live_tensors(optimizer: Any) -> list[torch.Tensor]:
+    """Return all tensors that an optimizer keeps from step to step."""
+    inner = optimizer.inner if isinstance(optimizer, Lookahead) else optimizer
+    kept = [t for entries in inner.state.values() for t in entries.values()]
+    return kept + (optimizer.slow if isinstance(optimizer, Lookahead) else [])
+
+
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -87,15 +100,34 @@ def test_saved_in_the_middle_it_goes_on_bit_for_bit(name: str, lookahead: Any) -
     optimizer = build_optimizer(first, chosen)
     train(first, optimizer, range(7), factor)  # in the middle of Lookahead's three steps
     file = io.BytesIO()
-    torch.save([first.state_dict(), optimizer.state_dict()], file)
+    torch.save([first.state_dict(), optimizer_state(optimizer)], file)
     file.seek(0)
-    model_state, optimizer_state = torch.load(file, weights_only=True)
+    model_state, saved = torch.load(file, weights_only=True)
     resumed = nn.Sequential(*copy.deepcopy(list(small_model())))
     resumed.load_state_dict(model_state)
     optimizer = build_optimizer(resumed, chosen)
-    optimizer.load_state_dict(optimizer_state)
+    places = [t.data_ptr() for t in live_tensors(optimizer)]
+    load_optimizer_state(optimizer, saved)
+    assert places == [t.data_ptr() for t in live_tensors(optimizer)], "a captured step holds them"
     train(resumed, optimizer, range(7, 11), factor)
     assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_its_state_is_there_before_the_first_step(name: str) -> None:
+    """And is what torch's own begins with: zeros, but for what the recipe asks."""
+    model = small_model()
+    before = weights(model)
+    initial = {"initial_accumulator_value": 0.25} if name == "adagrad" else {}
+    optimizer = build_optimizer(model, part(name=name, weight_decay=0.01, **initial))
+    assert torch.equal(weights(model), before) and all(p.grad is None for p in model.parameters())
+    kept = live_tensors(optimizer)
+    assert len(kept) >= len(list(model.parameters()))
+    wanted = {0.0, 0.25} if name == "adagrad" else {0.0}
+    assert {float(value) for t in kept for value in t.unique()} == wanted
+    places = [t.data_ptr() for t in kept]
+    train(model, optimizer, range(2))
+    assert places == [t.data_ptr() for t in live_tensors(optimizer)]
 
 
 @pytest.mark.parametrize("name", NAMES)

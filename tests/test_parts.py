@@ -15,7 +15,7 @@ from torch import nn
 from fastresnet.arch import get_arch
 from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
 from fastresnet.augment import Augment
-from fastresnet.engine.evaluate import evaluate
+from fastresnet.engine.evaluate import Scorer, evaluate
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel
 from fastresnet.loaders.protocol import LoaderSpec
@@ -41,8 +41,11 @@ def test_the_average_is_the_formulas(decay: float, every: int, ramp: bool, num_s
         with torch.no_grad():
             for tensor in (source.weight, source.bias, source.running_mean, source.running_var):
                 tensor.copy_(torch.rand(3, generator=generator))
-        ema.update(step)
-        if (step + 1) % every == 0:
+        assert ema.is_due(step) == ((step + 1) % every == 0)
+        if ema.is_due(step):
+            share = ema.share(ema.updates)
+            ema.move(torch.tensor(share) if step % 2 else share)  # a captured step reads it on the device
+            ema.updates += 1
             kept = decay**every
             if ramp:
                 kept = min(kept, (1 + updates) / (10 + updates))
@@ -103,7 +106,7 @@ def test_an_image_is_classified_whatever_its_neighbours() -> None:
             def keep(out: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> None:
                 found.update(zip(indices.tolist(), out.clone(), strict=True))
 
-            evaluate(model, loader, augment, torch.float32, on_logits=keep)
+            evaluate(Scorer(model, augment, torch.float32), loader, on_logits=keep)
             loader.close()
         return found
 

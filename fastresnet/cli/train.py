@@ -107,9 +107,16 @@ def train(
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
     compile_: Annotated[
-        str | None, typer.Option("--compile", help="auto (measured), on or off.", rich_help_panel=MACHINE)
+        str | None,
+        typer.Option("--compile", help="auto (measured), on, whole or off.", rich_help_panel=MACHINE),
     ] = None,
-    kernels: Annotated[str | None, typer.Option(help="auto or eager.", rich_help_panel=MACHINE)] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="auto (measured), triton, inductor or eager.", rich_help_panel=MACHINE),
+    ] = None,
+    graphs: Annotated[
+        str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.", rich_help_panel=MACHINE)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=MACHINE)] = None,
     deterministic: Annotated[
         bool | None,
@@ -138,6 +145,7 @@ def train(
         "amp": amp,
         "compile": compile_,
         "kernels": kernels,
+        "graphs": graphs,
         "threads": threads,
         "deterministic": deterministic,
         "eval_every": eval_every,

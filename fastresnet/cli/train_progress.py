@@ -146,8 +146,14 @@ class TrainProgress(Listener):
         )
         self._print(
             f"device   {info.device_name} ({config.device}, {config.threads} threads), loader {config.loader}, "
-            f"amp {config.amp}, compile {config.compile} ({info.compile_reason}), kernels {config.kernels}"
+            f"amp {config.amp}, compile {config.compile} ({info.reasons['compile']}), kernels {config.kernels}, "
+            f"graphs {config.graphs}"
         )
+        if config.device != "cpu":  # where there was something to choose
+            why = info.reasons
+            self._print(
+                f"step     kernels {config.kernels}: {why['kernels']}; graphs {config.graphs}: {why['graphs']}"
+            )
         self._print(f"run      {info.path}")
         if info.resumed_at:
             epoch, step = info.resumed_at

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastresnet.augment import Augment
+from fastresnet.engine.graphs import Capture, Replays
 from fastresnet.loaders.protocol import Loader
 
 EVAL_BATCH = 256  # fixed, so that an evaluation's last bits do not hang on the recipe's batch size
+NO_LABEL = -100  # of images that fill a batch up; cross_entropy's own word for a sample that does not count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,54 +34,113 @@ class EvalResult:
     num_samples: int
 
 
-@torch.inference_mode()
+class Scores(NamedTuple):
+    """What a batch scores.
+
+    Fields:
+        sums: float64 [3]: cross-entropy, right answers, right answers with flip TTA (as without, if not asked for).
+        logits: float32 [B, num_classes].
+    """
+
+    sums: torch.Tensor
+    logits: torch.Tensor
+
+
+class Scorer:
+    """Scores batches by a model that stays the same module.
+
+    Compiled or captured it takes batches of EVAL_BATCH images: the last one is filled up with images that count for
+    nothing, so that every batch has the same shape. What it returns is then overwritten by the next call.
+
+    Args:
+        model: what is evaluated; its weights may change in place.
+        augment: normalises.
+        amp_dtype: dtype of activations; float32 is without autocast.
+    """
+
+    def __init__(self, model: nn.Module, augment: Augment, amp_dtype: torch.dtype) -> None:
+        self.model = model
+        self.augment = augment
+        self.amp_dtype = amp_dtype
+        self.fills_up = False
+        self._forward: Callable[..., torch.Tensor] = self.forward_eager
+        self._score_or_replay: Callable[..., Scores] = self._score
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the forward pass from now on."""
+        self._forward = torch.compile(self.forward_eager, dynamic=False, backend=backend)
+        self.fills_up = True
+
+    def use_graphs(self, capture: Capture) -> None:
+        """Capture each kind of call, and replay it from then on."""
+        self._score_or_replay = Replays(self._score, capture)
+        self.fills_up = True
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, tta: bool) -> Scores:
+        """Score a batch: uint8 [B, 3, H, W] channels-last, int64 [B], B at most EVAL_BATCH.
+
+        The caller has put the model into eval mode.
+        """
+        num = len(labels)
+        if self.fills_up and num < EVAL_BATCH:
+            missing = EVAL_BATCH - num
+            filler = images[:1].expand(missing, -1, -1, -1)
+            images = torch.cat((images, filler)).contiguous(memory_format=torch.channels_last)
+            labels = torch.cat((labels, labels.new_full((missing,), NO_LABEL)))
+        found = self._score_or_replay(images, labels, tta=tta)
+        return Scores(found.sums, found.logits[:num])
+
+    def _score(self, images: torch.Tensor, labels: torch.Tensor, *, tta: bool) -> Scores:
+        logits = self._forward(self.model, images)
+        mirrored = logits
+        if tta:
+            flipped = images.flip(3).contiguous(memory_format=torch.channels_last)
+            mirrored = self._forward(self.model, flipped)
+        both = logits.softmax(1) + mirrored.softmax(1)
+        loss = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL)
+        sums = (loss, (logits.argmax(1) == labels).sum(), (both.argmax(1) == labels).sum())
+        return Scores(torch.stack([part.double() for part in sums]), logits)
+
+    def forward_eager(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Return the float32 logits [B, num_classes] of uint8 images [B, 3, H, W]."""
+        inputs = self.augment(images, None, self.amp_dtype, train=False)
+        with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            return model(inputs).float()
+
+
 def evaluate(
-    model: nn.Module,
+    scorer: Scorer,
     loader: Loader,
-    augment: Augment,
-    amp_dtype: torch.dtype,
     *,
     tta: bool = False,
     between_batches: Callable[[], None] = lambda: None,
     on_logits: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> EvalResult:
-    """Evaluate ``model`` on all of ``loader``'s samples; the model is left in training mode if it was.
+    """Evaluate the scorer's model on all of ``loader``'s samples; it is left in training mode if it was.
 
     Args:
         between_batches: called after each batch; what it raises ends the evaluation.
-        on_logits: given each batch's float32 logits [B, num_classes], labels and indices, which a loader may
-            overwrite afterwards.
+        on_logits: given each batch's float32 logits [B, num_classes], labels and indices, all of which may be
+            overwritten afterwards.
     """
-    training = model.training
-    model.eval()
-    sums: torch.Tensor | None = None
+    training = scorer.model.training
+    scorer.model.eval()
+    totals: Any = 0
     num_samples = 0
     try:
         loader.set_epoch(0)
         for images, labels, indices in loader:
-            device_type = images.device.type
-            inputs = augment(images, indices, amp_dtype, train=False)
-            with torch.autocast(device_type, amp_dtype, enabled=amp_dtype != torch.float32):
-                logits = model(inputs)
-                mirrored = model(inputs.flip(3)) if tta else logits
-            logits, mirrored = logits.float(), mirrored.float()
-            both = logits.softmax(1) + mirrored.softmax(1)
-            batch = torch.stack(
-                (
-                    functional.cross_entropy(logits, labels, reduction="sum").double(),
-                    (logits.argmax(1) == labels).sum().double(),
-                    (both.argmax(1) == labels).sum().double(),
-                )
-            )
-            sums = batch if sums is None else sums + batch
+            scores = scorer(images, labels, tta=tta)
+            totals = totals + scores.sums
             num_samples += len(labels)
             if on_logits is not None:
-                on_logits(logits, labels, indices)
+                on_logits(scores.logits, labels, indices)
             between_batches()
     finally:
-        model.train(training)
-    assert sums is not None, "a split holds at least one sample"
-    loss, correct, correct_tta = (sums / num_samples).tolist()
+        scorer.model.train(training)
+    assert num_samples, "a split holds at least one sample"
+    loss, correct, correct_tta = (totals / num_samples).tolist()
     return EvalResult(
         loss=loss, accuracy=correct, accuracy_tta=correct_tta if tta else None, num_samples=num_samples
     )

@@ -155,10 +155,8 @@ class Fit:
                 self.listener.on_phase(f"epoch {state.epoch + 1}: evaluating on {name}")
                 final = last and name == "test"
                 results[name] = evaluate(
-                    state.eval_model,
+                    self.step.scorer,
                     loader,
-                    self.step.augment,
-                    self.step.amp_dtype,
                     tta=final and self.tta,
                     between_batches=self._stop_if_asked,
                 )
@@ -166,13 +164,12 @@ class Fit:
                 self._lap("eval_s" if final else "between_s")
                 if final:
                     state.final = asdict(results[name]) | {"loss": _finite(results[name].loss)}
-        lr = state.optimizer.param_groups[0]["lr"]
         loss, num_correct, num_samples = state.sums.tolist()
         row: dict[str, Any] = {
             "event": "epoch",
             "epoch": state.epoch + 1,
             "step": state.step,
-            "lr": float(lr),
+            "lr": state.lr,
             "train_loss": loss / num_samples,
             "train_accuracy": num_correct / num_samples,
         }

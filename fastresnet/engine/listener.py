@@ -20,7 +20,7 @@ class RunInfo:
         dataset: name, class count, image size and sample counts of what it is trained and evaluated on.
         device_name: the GPU's or the processor's.
         num_params, multiply_adds: of the network, for one image.
-        compile_reason: why compilation is on or off.
+        reasons: why ``compile``, ``kernels`` and ``graphs`` are what they are, by option.
         steps_per_epoch, steps_left: of the run.
         epoch_s: estimated seconds of an epoch's training, measured over warm-up steps.
         resumed_at: (epoch, step in it) where a resumed run goes on, both from 0; None for a new run.
@@ -34,7 +34,7 @@ class RunInfo:
     device_name: str
     num_params: int
     multiply_adds: int
-    compile_reason: str
+    reasons: dict[str, str]
     steps_per_epoch: int
     steps_left: int
     epoch_s: float

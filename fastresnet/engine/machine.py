@@ -19,7 +19,7 @@ from fastresnet.run import RunConfig, cpu_model
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 # A config's choices as they are before this module makes them, for a run that goes on elsewhere.
 UNRESOLVED: dict[str, Any] = {
-    **dict.fromkeys(("device", "loader", "amp", "compile", "kernels"), "auto"),
+    **dict.fromkeys(("device", "loader", "amp", "compile", "kernels", "graphs"), "auto"),
     "threads": 0,
 }
 

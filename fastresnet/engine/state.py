@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastresnet.optim import Lookahead
+from fastresnet.optim import Lookahead, load_optimizer_state, optimizer_state
 from fastresnet.recipe_parts import Ema
 from fastresnet.run import Clocks
 from fastresnet.schedule import Schedule
@@ -31,12 +33,26 @@ class EmaModel:
         self._average = _float_tensors(self.model)
         self._source = _float_tensors(source)
 
+    def is_due(self, step: int) -> bool:
+        """Return whether the weights after ``step`` (from 0) are taken in: it is one of every ``part.every``."""
+        return (step + 1) % self.part.every == 0
+
+    def share(self, update: int) -> float:
+        """Return the share of the new weights in update number ``update`` (from 0)."""
+        return 1 - self.part.keep(update)
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after ``step`` (from 0), if it is one of every ``part.every``."""
-        if (step + 1) % self.part.every == 0:
-            torch._foreach_lerp_(self._average, self._source, 1 - self.part.keep(self.updates))
-            self.updates += 1
+    def move(self, share: float | torch.Tensor) -> None:
+        """Move the average to the weights by ``share`` of the way; the caller counts the update.
+
+        The share may be a scalar tensor, for a step that is compiled or captured with it.
+        """
+        if isinstance(share, torch.Tensor):
+            difference = torch._foreach_sub(self._source, self._average)
+            torch._foreach_mul_(difference, share)
+            torch._foreach_add_(self._average, difference)
+        else:
+            torch._foreach_lerp_(self._average, self._source, share)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "updates": self.updates}
@@ -67,6 +83,7 @@ class TrainState:
         final: the last evaluation on test, once there is one.
         clocks: seconds so far, over all segments.
         segment: how often the run has been resumed.
+        loads: how often :meth:`load_state_dict` has changed it in this process.
     """
 
     model: nn.Module
@@ -83,6 +100,13 @@ class TrainState:
     final: dict[str, Any] | None = None
     clocks: Clocks = field(default_factory=Clocks)
     segment: int = 0
+    loads: int = 0
+
+    @property
+    def lr(self) -> float:
+        """The first group's learning rate at the last step, or at the first before any."""
+        base = self.optimizer.param_groups[0]["base_lr"]
+        return float(base * self.schedule.factor(max(self.step - 1, 0)))
 
     @property
     def eval_model(self) -> nn.Module:
@@ -93,7 +117,7 @@ class TrainState:
         """Return the state as nested dicts of tensors and JSON types; the tensors are the live ones."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -108,9 +132,9 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of :meth:`state_dict`; tensors are copied."""
+        """Take up the state of :meth:`state_dict`; tensors are copied into those that are held already."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
@@ -123,3 +147,16 @@ class TrainState:
         self.final = state["final"]
         self.clocks = Clocks(**state["clocks"])
         self.segment = state["segment"]
+        self.loads += 1
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Put the state back at the end to what it was, every tensor in its place."""
+        saved, bad = copy.deepcopy(self.state_dict()), self.first_bad_step.clone()
+        clocks = self.clocks
+        try:
+            yield
+        finally:
+            self.load_state_dict(saved)
+            self.first_bad_step.copy_(bad)
+            self.clocks = clocks

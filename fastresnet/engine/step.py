@@ -1,25 +1,57 @@
-"""One training step: augment, forward, loss, backward, update; nothing in it waits for the device."""
+"""One training step: augment, forward, loss, backward, update; nothing in it waits for the device.
+
+The same step can be done in several ways (:class:`Way`): operation by operation, with its passes compiled, compiled
+whole, or replayed from a CUDA graph.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from fastresnet.augment import Augment
 from fastresnet.draws import Purpose, scalar_seed
+from fastresnet.engine.evaluate import Scorer
+from fastresnet.engine.graphs import Capture, CudaCapture, Replays
 from fastresnet.engine.state import TrainState
+from fastresnet.engine.timetable import Timetable
 from fastresnet.loaders.protocol import Batch
 from fastresnet.losses import LossFunction, Targets
-from fastresnet.mix import Mix
-from fastresnet.optim import set_lr
+from fastresnet.mix import Mix, SentDraw
+from fastresnet.optim import Lookahead, set_lr
+from fastresnet.resnet import set_kernels
 
-Forward = Callable[[nn.Module, torch.Tensor, "torch.Tensor | Targets"], tuple[torch.Tensor, torch.Tensor]]
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a step is done.
+
+    Attributes:
+        compile: ``off``; ``on``, the forward and backward passes; ``whole``, the update of weights and average too.
+        kernels: what the norms take, one of ``norm_act.KERNELS``.
+        graphs: each step is one replay of a CUDA graph.
+    """
+
+    compile: str = "off"
+    kernels: str = "eager"
+    graphs: bool = False
+
+
+class _Doing(NamedTuple):
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    update: Callable[..., None]
+    learn: Callable[..., None]
+    scorer: Scorer
 
 
 class TrainStep:
-    """The step of a run, eager or compiled.
+    """The step of a run.
 
     Args:
         state: what the step changes.
@@ -29,7 +61,15 @@ class TrainStep:
         seed: of dropout (order contract).
         has_dropout: reseed dropout's generator at each step.
         rank: this process's, also for dropout.
+        capture: how graphs are captured; None captures CUDA graphs.
+
+    Attributes:
+        way: how steps are done; :meth:`take` changes it.
+        scorer: evaluates the state's model in the same way.
+        backend: torch.compile's.
     """
+
+    backend = "inductor"
 
     def __init__(
         self,
@@ -43,6 +83,7 @@ class TrainStep:
         seed: int,
         has_dropout: bool,
         rank: int = 0,
+        capture: Capture | None = None,
     ) -> None:
         self.state = state
         self.augment = augment
@@ -53,52 +94,163 @@ class TrainStep:
         self.seed = seed
         self.has_dropout = has_dropout
         self.rank = rank
+        self.capture = capture
         self.device_type = state.sums.device.type
-        self.forward: Forward = self.forward_eager
+        self._timetable: Timetable | None = None
+        self._done_by: dict[Way, _Doing] = {}
+        self.take(Way())
 
-    def forward_eager(
-        self, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor | Targets
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, a float32 scalar, and the number of right answers, an int64 scalar."""
-        with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-            logits = model(inputs)
-        labels = targets.labels_a if isinstance(targets, Targets) else targets
-        return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()
+    # Ways
 
-    def compile(self) -> None:
-        """Compile the forward and backward passes for the batch shapes met; autograd calls both."""
-        self.forward = torch.compile(self.forward_eager, dynamic=False)
+    def take(self, way: Way) -> None:
+        """Do steps and evaluations in ``way`` from now on.
 
-    def use_eager(self) -> None:
-        """Run without compiling."""
-        self.forward = self.forward_eager
+        What a way compiles or captures, at its first steps, is kept until :meth:`forget_other_ways`. Where
+        :func:`graph_obstacle` or :func:`whole_obstacle` says so, it cannot be taken.
+        """
+        self.way = way
+        for model in (self.state.model, self.state.eval_model):
+            set_kernels(model, way.kernels)
+        self._on_device = way.graphs or way.compile == "whole"
+        if self._on_device and self._timetable is None:
+            self._timetable = Timetable(self.state)
+        self._hold_lr()
+        if way not in self._done_by:
+            self._done_by[way] = self._make(way)
+        self.forward, self.update, self._learn_or_replay, self.scorer = self._done_by[way]
 
-    def __call__(self, batch: Batch) -> None:
-        """Do step ``state.step`` on ``batch``."""
+    def forget_other_ways(self) -> None:
+        """Give back what other ways than the one taken have compiled and captured."""
+        self._done_by = {self.way: self._done_by[self.way]}
+
+    def _make(self, way: Way) -> _Doing:
+        forward, update, learn = self.forward_eager, self.update_eager, self._learn
+        scorer = Scorer(self.state.eval_model, self.augment, self.amp_dtype)
+        if way.compile != "off":
+            forward = torch.compile(forward, dynamic=False, backend=self.backend)
+            scorer.compile(self.backend)
+        if way.compile == "whole":
+            # It says, of every optimizer, that a marker for the profiler is left out.
+            logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
+            update = torch.compile(update, dynamic=False, backend=self.backend)
+        if not way.graphs:
+            return _Doing(forward, update, learn, scorer)
+        if self.capture is None:
+            self.capture = CudaCapture(self.state.sums.device)
+        scorer.use_graphs(self.capture)
+        return _Doing(forward, update, Replays(learn, self.capture, self._preserving), scorer)
+
+    def _hold_lr(self) -> None:
+        """Give the optimizer its learning rates as tensors where the host is not to set them at every step."""
+        groups = self.state.optimizer.param_groups
+        for place, group in enumerate(groups):
+            if self._on_device:
+                assert self._timetable is not None
+                group["lr"] = self._timetable.lrs[place]
+            elif isinstance(group["lr"], torch.Tensor):
+                group["lr"] = group["base_lr"]
+            if "capturable" in group:  # which also says that the lr may be a tensor
+                group["capturable"] = self._on_device or self.device_type == "cuda"
+
+    @contextmanager
+    def _preserving(self) -> Iterator[None]:
+        with self.state.preserved():
+            yield
+        if self._timetable is not None:
+            self._timetable.point_at_step()
+
+    # The step
+
+    def __call__(self, batch: Batch, *, averaging: bool | None = None) -> None:
+        """Do step ``state.step`` on ``batch``.
+
+        Args:
+            averaging: whether the average takes the new weights in; None is as the step's number says.
+        """
         state = self.state
         if self.has_dropout:
             torch.manual_seed(scalar_seed(self.seed, Purpose.DROPOUT, state.step, self.rank))
-        set_lr(state.optimizer, state.schedule.factor(state.step))
-        inputs = self.augment(batch.images, batch.indices, self.amp_dtype, train=True)
-        targets: torch.Tensor | Targets = batch.labels
-        if self.mix is not None:
-            inputs, targets = self.mix.apply(inputs, batch.labels, state.epoch, state.epoch_step)
-        loss, num_correct = self.forward(state.model, inputs, targets)
-        self._update(loss)
-        with torch.no_grad():
-            size = len(batch.labels)
-            state.sums += torch.stack((loss.detach() * size, num_correct, torch.full_like(num_correct, size)))
-            bad = ~torch.isfinite(loss.detach()) & (state.first_bad_step < 0)
-            state.first_bad_step.masked_fill_(bad, state.step)
-        if state.ema is not None:
-            state.ema.update(state.step)
+        if averaging is None:
+            averaging = state.ema is not None and state.ema.is_due(state.step)
+        if self._on_device:
+            assert self._timetable is not None
+            self._timetable.point_at_step()
+        else:
+            set_lr(state.optimizer, state.schedule.factor(state.step))
+        drawn = self.mix.send(batch.images, state.epoch, state.epoch_step) if self.mix else ()
+        self._learn_or_replay(batch.images, batch.labels, batch.indices, *drawn, averaging=averaging)
+        if averaging:
+            assert state.ema is not None
+            state.ema.updates += 1
         state.step += 1
         state.epoch_step += 1
 
-    def _update(self, loss: torch.Tensor) -> None:
+    def _learn(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        indices: torch.Tensor,
+        *drawn: torch.Tensor,
+        averaging: bool,
+    ) -> None:
+        """Do all that is done on the device, and change nothing on the host."""
         state = self.state
+        loss, num_correct = self.forward(state.model, images, labels, indices, *drawn)
         scaler = state.scaler
         (scaler.scale(loss) if scaler else loss).backward()
+        if self._on_device:
+            assert self._timetable is not None
+            self._timetable.advance()
+        self.update(loss.detach(), num_correct, len(labels), averaging)
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def forward_eager(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        indices: torch.Tensor,
+        *drawn: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, a float32 scalar, and the number of right answers, an int64 scalar.
+
+        ``images`` is uint8 [B, 3, H, W] channels-last, ``labels`` and ``indices`` int64 [B], ``drawn`` a
+        :class:`SentDraw` or nothing.
+        """
+        inputs = self.augment(images, indices, self.amp_dtype, train=True)
+        targets: torch.Tensor | Targets = labels
+        if self.mix is not None:
+            inputs, targets = self.mix.mixed(inputs, labels, SentDraw(*drawn))
+        with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            logits = model(inputs)
+        return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()
+
+    def update_eager(
+        self, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int, averaging: bool
+    ) -> None:
+        """Step the optimizer, count, and move the average."""
+        state = self.state
+        self._step_optimizer()
+        with torch.no_grad():
+            num = torch.full_like(num_correct, num_images)
+            state.sums += torch.stack((loss * num_images, num_correct, num))
+            bad = ~torch.isfinite(loss) & (state.first_bad_step < 0)
+            if self._on_device:
+                assert self._timetable is not None
+                state.first_bad_step.copy_(torch.where(bad, self._timetable.step, state.first_bad_step))
+            else:
+                state.first_bad_step.masked_fill_(bad, state.step)
+            if averaging:
+                assert state.ema is not None
+                if self._on_device:
+                    assert self._timetable is not None
+                    state.ema.move(self._timetable.share)
+                else:
+                    state.ema.move(state.ema.share(state.ema.updates))
+
+    def _step_optimizer(self) -> None:
+        state = self.state
+        scaler = state.scaler
         if self.clip_grad_norm is not None:
             if scaler:
                 scaler.unscale_(state.optimizer)  # type: ignore[arg-type] # Lookahead has the same interface
@@ -109,4 +261,26 @@ class TrainStep:
             scaler.update()
         else:
             state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+
+
+def graph_obstacle(step: TrainStep) -> str | None:
+    """Return why ``step`` cannot be a CUDA graph, or None where it can."""
+    if step.device_type != "cuda" and step.capture is None:
+        return "CUDA graphs are for GPUs"
+    return _host_obstacle(step.state)
+
+
+def whole_obstacle(step: TrainStep) -> str | None:
+    """Return why the update of ``step`` cannot be compiled, or None where it can."""
+    return _host_obstacle(step.state)
+
+
+def _host_obstacle(state: TrainState) -> str | None:
+    """Return what in the update is decided on the host at every step."""
+    if state.scaler is not None:
+        return "fp16's loss scale is kept on the host"
+    if isinstance(state.optimizer, Lookahead):
+        return "Lookahead counts its steps on the host"
+    if isinstance(state.optimizer, torch.optim.Adagrad):
+        return "torch's Adagrad counts its steps on the host"
+    return None

@@ -1,22 +1,24 @@
-"""Warm-up on random labels: measures the step's speed, compiles it where that pays, and leaves no trace."""
+"""Warm-up on random labels: finds the fastest way to do the run's steps, measures it, and leaves no trace."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fastresnet.draws import Purpose, below, stream
-from fastresnet.engine.step import TrainStep
+from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
+from fastresnet.kernels.dispatch import Choice
 from fastresnet.loaders.protocol import Batch, Loader
+from fastresnet.run import RunConfig
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
@@ -33,92 +35,187 @@ class WarmUp:
 
     Attributes:
         step_s: median seconds of a step as the run will do it.
-        compile: ``on`` or ``off``, as decided.
-        reason: why, in a few words.
+        way: how that is.
+        reasons: why, in a few words, by option: ``compile``, ``kernels``, ``graphs``.
     """
 
     step_s: float
-    compile: str
-    reason: str
+    way: Way
+    reasons: dict[str, str]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The way as a config has it, by option."""
+        graphs = "on" if self.way.graphs else "off"
+        return {"compile": self.way.compile, "kernels": self.way.kernels, "graphs": graphs}
 
 
-def warm_up(
-    step: TrainStep, batches: list[Batch], *, compile: str, num_steps: int, compiler_missing: str | None
-) -> WarmUp:
-    """Run a few steps on ``batches`` and restore the state.
+# Chooses the norms' implementation: for a compiled step or not, and whether a measurement is worth its time.
+ChooseKernels = Callable[[bool, bool], Choice]
 
-    Args:
+
+@dataclass(kw_only=True)
+class Search:
+    """Finds the way a run's steps are done: what the config asks for, and for ``auto`` the fastest.
+
+    Attributes:
         step: the run's step.
         batches: random ones: first the batch that is repeated, then any other shape the run will meet.
-        compile: ``auto`` decides by measuring eager against compiled.
+        config: its ``compile``, ``kernels`` and ``graphs`` are read.
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
+        choose_kernels: what ``kernels`` comes to.
+    """
+
+    step: TrainStep
+    batches: list[Batch]
+    config: RunConfig
+    num_steps: int
+    compiler_missing: str | None
+    choose_kernels: ChooseKernels
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def find(self) -> WarmUp:
+        """Run a few steps in each way that may be the fastest, and take it.
+
+        Raises:
+            UserError: a way was asked for that is not possible.
+        """
+        way = self._compiled()
+        way = self._graphed(way)
+        self.step.take(way)
+        self.step.forget_other_ways()
+        return WarmUp(step_s=self._measure(way), way=way, reasons=self.reasons)
+
+    def _kernels(self, compiled: bool, worth: bool = True) -> str:
+        choice = self.choose_kernels(compiled, worth)
+        self.reasons["kernels"] = choice.reason
+        return choice.kernels
+
+    def _compiled(self) -> Way:
+        """Return the way with its compilation and kernels decided, without graphs."""
+        wanted, missing = self.config.compile, self.compiler_missing
+        reason = "as asked"
+        if wanted == "auto" and self.config.kernels == "inductor":
+            wanted, reason = "on", "as --kernels inductor asks"
+        self.reasons["compile"] = reason
+        if wanted in ("on", "whole"):
+            obstacle = missing or (whole_obstacle(self.step) if wanted == "whole" else None)
+            if obstacle is not None:
+                raise UserError(f"--compile {wanted} is not possible here: {obstacle}; use auto or off")
+            return Way(compile=wanted, kernels=self._kernels(True))
+        if wanted == "off":
+            return Way(kernels=self._kernels(False))
+        plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
+        eager_s = self._measure(plain)
+        if missing is not None:
+            self.reasons["compile"] = missing
+            return replace(plain, kernels=self._kernels(False))
+        if eager_s * self.num_steps < WORTH_COMPILING_S[self.step.device_type]:
+            self.reasons["compile"] = "the run is too short for compiling to pay"
+            return replace(plain, kernels=self._kernels(False, worth=False))
+        found = self._faster(plain, Way(compile="on", kernels=self._kernels(True)), "compile")
+        if found.compile == "off":
+            return replace(plain, kernels=self._kernels(False))
+        # On a GPU a fused optimizer is one kernel already.
+        if self.step.device_type == "cpu" and whole_obstacle(self.step) is None:
+            found = self._faster(found, replace(found, compile="whole"), "compile")
+        return found
+
+    def _graphed(self, way: Way) -> Way:
+        """Return the way with graphs decided."""
+        wanted, obstacle = self.config.graphs, graph_obstacle(self.step)
+        self.reasons["graphs"] = "as asked"
+        if wanted == "on" and obstacle is not None:
+            raise UserError(f"--graphs on is not possible here: {obstacle}; use auto or off")
+        if wanted != "auto":
+            return replace(way, graphs=wanted == "on")
+        if obstacle is not None:
+            self.reasons["graphs"] = obstacle
+            return way
+        return self._faster(way, replace(way, graphs=True), "graphs")
+
+    def _faster(self, first: Way, other: Way, option: str) -> Way:
+        """Return ``other`` where its steps are faster than those of ``first`` by more than noise, else ``first``."""
+        self._measure(first)
+        try:
+            self._measure(other)
+        except Exception as error:
+            cause = getattr(error, "inner_exception", error)  # the compiler's own failure
+            first_line = (str(cause).splitlines() or [""])[0]
+            self.reasons[option] = f"{_named(other, option)} failed: {type(cause).__name__}: {first_line}"
+            return first
+        seconds: dict[Way, list[float]] = {first: [], other: []}
+        for _ in range(NUM_COMPARED):
+            # In turn, so that what else the machine does slows both alike.
+            for way, times in seconds.items():
+                self.step.take(way)
+                times.append(self._timed(self.batches[0]))
+        medians = {way: statistics.median(times) for way, times in seconds.items()}
+        ratio = statistics.median(o / f for f, o in zip(seconds[first], seconds[other], strict=True))
+        self.reasons[option] = (
+            f"a step took {medians[other] * 1e3:.3g} ms {_named(other, option)}, "
+            f"{medians[first] * 1e3:.3g} ms {_named(first, option)}"
+        )
+        return other if ratio < KEEP_RATIO else first
+
+    def _measure(self, way: Way) -> float:
+        """Return the median seconds of a step in ``way``, after warming every shape."""
+        self.step.take(way)
+        batch, *others = self.batches
+        ema = self.step.state.ema
+        for other in others:
+            self._timed(other)
+        if ema is not None and ema.part.every > 1 and way != Way(kernels=way.kernels):
+            # Steps that move the average and steps that do not are compiled and captured apart.
+            for shape in self.batches:
+                for averaging in (False, True):
+                    self._timed(shape, averaging)
+        seconds = [self._timed(batch) for _ in range(NUM_WARM)]
+        num_timed = 1 if seconds[-1] > SLOW_STEP_S else NUM_TIMED
+        return statistics.median(self._timed(batch) for _ in range(num_timed))
+
+    def _timed(self, batch: Batch, averaging: bool | None = None) -> float:
+        state = self.step.state
+        at = state.step, state.epoch_step
+        synchronise(batch.images.device)
+        start = time.perf_counter()
+        self.step(batch, averaging=averaging)
+        synchronise(batch.images.device)
+        seconds = time.perf_counter() - start
+        state.step, state.epoch_step = at  # schedules and draws know no step after the run's last
+        return seconds
+
+
+def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[bool]) -> WarmUp:
+    """Find the way of the run's steps, and have all that it compiles or captures done; the state stays as it was.
+
+    Args:
+        search: over which ways.
+        eval_batch: of EVAL_BATCH random images.
+        ttas: the kinds of evaluation that the run will do.
 
     Raises:
-        UserError: compiling was asked for and is not possible.
+        UserError: a way was asked for that is not possible.
     """
-    if compile == "on" and compiler_missing is not None:
-        raise UserError(f"--compile on is not possible here: {compiler_missing}; use auto or off")
-    saved = copy.deepcopy(step.state.state_dict())
-    try:
-        if compile == "auto":
-            return _decide(step, batches, num_steps, compiler_missing)
-        if compile == "on":
-            step.compile()
-        return WarmUp(step_s=_measure(step, batches), compile=compile, reason="as asked")
-    finally:
-        step.state.load_state_dict(saved)
+    step = search.step
+    with step.state.preserved():
+        found = search.find()
+        scorer = step.scorer
+        if scorer.fills_up or step.device_type == "cuda":
+            training = scorer.model.training
+            scorer.model.eval()
+            for tta in ttas:
+                scorer(eval_batch.images, eval_batch.labels, tta=tta)
+            scorer.model.train(training)
+    return found
 
 
-def _decide(step: TrainStep, batches: list[Batch], num_steps: int, compiler_missing: str | None) -> WarmUp:
-    eager_s = _measure(step, batches)
-    if compiler_missing is not None:
-        return WarmUp(step_s=eager_s, compile="off", reason=compiler_missing)
-    if eager_s * num_steps < WORTH_COMPILING_S[step.device_type]:
-        return WarmUp(step_s=eager_s, compile="off", reason="the run is too short for compiling to pay")
-    step.compile()
-    try:
-        _measure(step, batches)
-    except Exception as error:
-        step.use_eager()
-        reason = f"compiling failed: {type(error).__name__}"
-        return WarmUp(step_s=eager_s, compile="off", reason=reason)
-    compiled = step.forward
-    eager_seconds, compiled_seconds = [], []
-    for _ in range(NUM_COMPARED):
-        # In turn, so that what else the machine does slows both alike.
-        step.use_eager()
-        eager_seconds.append(_timed(step, batches[0]))
-        step.forward = compiled
-        compiled_seconds.append(_timed(step, batches[0]))
-    eager_s, compiled_s = statistics.median(eager_seconds), statistics.median(compiled_seconds)
-    ratio = statistics.median(c / e for c, e in zip(compiled_seconds, eager_seconds, strict=True))
-    reason = f"a step took {compiled_s * 1e3:.0f} ms compiled, {eager_s * 1e3:.0f} ms eager"
-    if ratio < KEEP_RATIO:
-        return WarmUp(step_s=compiled_s, compile="on", reason=reason)
-    step.use_eager()
-    return WarmUp(step_s=eager_s, compile="off", reason=reason)
-
-
-def _measure(step: TrainStep, batches: list[Batch]) -> float:
-    """Return the median seconds of a step, after warming every shape."""
-    for batch in batches[1:]:
-        _timed(step, batch)
-    seconds = [_timed(step, batches[0]) for _ in range(NUM_WARM)]
-    num_timed = 1 if seconds[-1] > SLOW_STEP_S else NUM_TIMED
-    return statistics.median(_timed(step, batches[0]) for _ in range(num_timed))
-
-
-def _timed(step: TrainStep, batch: Batch) -> float:
-    state = step.state
-    at = state.step, state.epoch_step
-    synchronise(batch.images.device)
-    start = time.perf_counter()
-    step(batch)
-    synchronise(batch.images.device)
-    seconds = time.perf_counter() - start
-    state.step, state.epoch_step = at  # schedules and draws know no step after the run's last
-    return seconds
+def _named(way: Way, option: str) -> str:
+    """Say in words what sets ``way`` apart in ``option``."""
+    if option == "graphs":
+        return "as a CUDA graph" if way.graphs else "launched"
+    return {"off": "eager", "on": "compiled", "whole": "compiled whole"}[way.compile]
 
 
 def warm_loaders(loaders: Iterable[Loader]) -> None:
@@ -163,3 +260,11 @@ def compiler_missing(device: torch.device) -> str | None:
         return None if importlib.util.find_spec("triton") else "triton is not installed"
     found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     return None if found else "no C++ compiler was found"
+
+
+def num_compiled() -> int:
+    """Return how many graphs torch.compile has compiled in this process."""
+    dynamo = sys.modules.get(
+        "torch._dynamo.utils"
+    )  # slow to import, and not needed where nothing is compiled
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
