@@ -1,15 +1,26 @@
-"""Small data sets of every kind, made of real files; a cache folder of each test's own."""
+"""Small data sets of every kind, made of real files; a cache folder of each test's own; commands run in place."""
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from made_data import OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
+from tiny_runs import ARCH, BATCH, STEPS, StopAt, only_run, write_tiny
+from typed_commands import Command
 
+from fastresnet.cli.main import main
+from fastresnet.engine.fit import Interrupted
 from fastresnet.loaders.dataset import Dataset, open_dataset
+from fastresnet.loaders.sources import download
+from fastresnet.recipe import load_recipe
+from fastresnet.run import RunConfig
+from fastresnet.training import train
 
 if not torch.cuda.is_available():
     # the kernels' tests run in Triton's interpreter, which has to be asked for before Triton is first imported
@@ -71,3 +82,55 @@ def real_dataset(real_images: Path, shared_cache: Path) -> Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRESNET_CACHE", str(shared_cache))
         return open_dataset(str(real_images))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """``tiny.npz``: three classes of 8x8 images, learned in a second."""
+    return write_tiny(tmp_path / "tiny.npz")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Where run folders are to be made; it is not there yet."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run commands in, where nothing can be downloaded."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(download, "URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody answers
+    return folder
+
+
+@pytest.fixture
+def fastresnet(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Run a command line in this process: ``fastresnet("train", ...)`` gives exit code, stdout, stderr."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(here / ".venv" / "bin" / "fastresnet"), *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capfd.readouterr()
+        return int(stop.value.code or 0), shown.out, shown.err
+
+    yield command
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def stopped(data: Path, here: Path) -> Path:
+    """A run that was stopped in its second epoch, in ``runs``."""
+    recipe = load_recipe("fast").with_overrides({"arch": ARCH, "epochs": 3, "batch_size": BATCH})
+    config = RunConfig.parse(data=str(data), device="cpu", threads=1, save_every_s=1e-9)
+    with pytest.raises(Interrupted):
+        train(recipe, config, runs_dir="runs", listener=StopAt(STEPS + 1))
+    return only_run(here / "runs")

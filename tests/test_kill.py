@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import ARCH, BATCH, assert_same_science, train_tiny, write_tiny
+from tiny_runs import ARCH, BATCH, assert_same_science, train_tiny
 
 from fastresnet.engine.checkpoint import load_last
 from fastresnet.folder import CONFIG, RunInUse, find_run
@@ -37,11 +37,6 @@ NUM_KILLS = 5
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_tiny(tmp_path / "tiny.npz")
 
 
 @contextmanager

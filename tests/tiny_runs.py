@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from made_data import CLASSES, picture
 
 from fastresnet.engine.checkpoint import BEST, load_last, read_checkpoint
+from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.listener import Listener
 from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig
@@ -86,6 +88,15 @@ def train_tiny(
     """Train without interruption and return the run's folder."""
     result = train(tiny_recipe(overrides), tiny_config(data, **options), runs_dir=runs_dir)
     return runs_dir / result.run
+
+
+def stop(
+    data: Path, runs: Path, listener: StopAt, overrides: Mapping[str, Any] | None = None, **options: Any
+) -> Path:
+    """Start a run that ``listener`` ends early, and return its folder."""
+    with pytest.raises((Interrupted, Killed)):
+        train(tiny_recipe(overrides), tiny_config(data, **options), runs_dir=runs, listener=listener)
+    return only_run(runs)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
