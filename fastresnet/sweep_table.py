@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastresnet.atomic import read_sealed_json, write_atomic, write_sealed_json
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.sweep_cells import Cell
+from fastresnet.words import counted, dataset_shown
 
 if TYPE_CHECKING:
     from fastresnet.sweep_store import Record
@@ -109,17 +110,21 @@ def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [*content["columns"], "parameters", "accuracy", "printed", "difference", "remark"], lines
 
 
+def _epochs(numbers: list[int]) -> str:
+    return " or ".join([*map(str, numbers[:-1]), counted(numbers[-1], "epoch")])
+
+
 def caption(content: Mapping[str, Any]) -> str:
     """Return what a table's accuracies are of."""
     given = content["conditions"]
     epochs = sorted({entry["epochs"] for entry in content["rows"]})
     own = sorted({entry["own_epochs"] for entry in content["rows"]})
     instead = "" if own == epochs else f" in place of the sweep's {' or '.join(map(str, own))}"
-    drawn = " (drawn images, not photographs)" if given["dataset_is_builtin"] else ""
+    on = dataset_shown(given["dataset_name"], given["dataset_is_builtin"])
     parts = [
-        f"Test accuracy of the last epoch on {given['dataset_name']}{drawn}",
+        f"Test accuracy of the last epoch on {on}",
         "no TTA",
-        f"{' or '.join(map(str, epochs))} epochs{instead}",
+        f"{_epochs(epochs)}{instead}",
         f"seed {given['seed']}",
     ]
     if given["limit_train"] is not None:
@@ -128,7 +133,7 @@ def caption(content: Mapping[str, Any]) -> str:
     num_printed = sum(entry["printed_accuracy"] is not None for entry in content["rows"])
     if num_printed:
         text += f" {num_printed} of the {len(content['rows'])} cells have a printed accuracy"
-        text += "." if own == epochs else f", after {' or '.join(map(str, own))} epochs."
+        text += "." if own == epochs else f", after {_epochs(own)}."
     if content["left_out"]:
         text += f" {content['left_out']} more cells were not asked for."
     return text

@@ -32,7 +32,18 @@ def test_json_and_text_show_the_same_parts() -> None:
     as_json = CliRunner().invoke(app, ["--json"])
     assert shown.exit_code == as_json.exit_code == 0
     parts = json.loads(as_json.stdout)
-    assert {"device", "bf16", "compile", "triton", "ffcv", "dali", "cache"} <= parts.keys()
+    assert {
+        "device",
+        "bf16",
+        "compile",
+        "triton",
+        "ffcv",
+        "dali",
+        "sweep",
+        "onnx",
+        "chromium",
+        "cache",
+    } <= parts.keys()
     for name, finding in parts.items():
         assert f"{name:<12}{finding['found']}" in shown.stdout
 
@@ -42,8 +53,22 @@ def test_commands_name_the_versions_that_the_project_asks_for() -> None:
     assert extras["ffcv"] == [module.FFCV]
     assert extras["dali"] == [module.DALI["13"]]
     assert extras["dali-cu12"] == [module.DALI["12"]]
+    assert extras["sweep"] == list(module.SWEEP) and extras["export"] == list(module.EXPORT)
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert module.TRITON_OF_TORCH[pins["torch"].rpartition(".")[0]] == pins["triton"]
+
+
+def test_missing_parts_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_version", lambda name: None if name in ("ffcv", "onnxruntime") else "1.0")
+    monkeypatch.setenv("PATH", "")
+    found = findings_by_part()
+    takes = {part: finding.takes or "" for part, finding in found.items()}
+    assert takes["ffcv"].startswith("bash ") and (ROOT / takes["ffcv"].split()[1]).is_file()
+    assert takes["onnx"].endswith(" -m pip install 'onnxruntime>=1.20'") and found["sweep"].present
+    assert takes["chromium"].endswith("apt-get install -y chromium chromium-driver")
+    # Away from a clone the script is not there.
+    monkeypatch.setattr(module, "FFCV_SCRIPT", ROOT / "nothing")
+    assert "libopencv-dev && " in (findings_by_part()["ffcv"].takes or "")
 
 
 def test_a_missing_compiler_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,8 +202,8 @@ def test_a_sweep_on_drawn_images_says_so(tmp_path: Path) -> None:
     write_sealed_json(tmp_path / "table.json", cells("r1-k", dataset_name="shapes", dataset_is_builtin=True))
     page = read_page(write_sweep_report(str(tmp_path), sweeps_dir=tmp_path / "none").page)
     assert "none speaks of photographs" in page.one("header").text
-    assert "shapes (drawn images)" in page.one("h1").text
-    assert all("shapes (drawn images)" in caption.text for caption in page.all("figcaption"))
+    assert "shapes (drawn images, not photographs)" in page.one("h1").text
+    assert all("shapes (drawn images, not photographs)" in caption.text for caption in page.all("figcaption"))
 
 
 def test_a_sweep_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.words import counted
+
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 TRITON_OF_TORCH = {
     "2.11": "3.6.0",
@@ -24,10 +27,15 @@ TRITON_OF_TORCH = {
 }  # torch's CUDA builds bring theirs; its CPU build brings none
 FFCV = "ffcv==1.0.2"
 FFCV_APT = "build-essential python3-dev pkg-config libturbojpeg0-dev libopencv-dev"
+FFCV_SCRIPT = (
+    Path(__file__).resolve().parents[2] / ".ci" / "install-ffcv"
+)  # in a clone: a gigabyte less of apt
 DALI = {
     "12": "nvidia-dali-cuda120>=1.50",
     "13": "nvidia-dali-cuda130>=2.0",
 }  # by the CUDA version of the driver
+SWEEP = ("optuna>=4.5", "psycopg[binary]>=3.2")
+EXPORT = ("onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20")
 
 _KIND = {"cuda": "GPU", "cpu": "CPU"}
 
@@ -74,6 +82,9 @@ def examine() -> list[Finding]:
         _triton(),
         _ffcv(),
         _dali(),
+        _libraries("sweep", SWEEP, "for `fastresnet sweep`"),
+        _libraries("onnx", EXPORT, "for `fastresnet export --to onnx`"),
+        _chromium(),
         _cache(),
     ]
 
@@ -83,11 +94,13 @@ def _apt(packages: str) -> str:
     return f"{sudo}apt-get update && {sudo}apt-get install -y {packages}"
 
 
-def _pip(requirement: str, *options: str) -> str:
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "pip", "install", *options, requirement])
+def _near(path: Path) -> str:
+    """Return a path as it is typed from here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _pip(*words: str) -> str:
+    return shlex.join([_near(Path(sys.executable)), "-m", "pip", "install", *words])
 
 
 def _version(distribution: str) -> str | None:
@@ -114,10 +127,12 @@ def _processor() -> Finding:
 
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory = psutil.virtual_memory()
+    cores = f"{usable} of {counted(os.cpu_count() or 1, 'core')} usable"
+    threads = counted(torch.get_num_threads(), "thread")
     return Finding(
         part="cpu",
-        found=f"{cpu_model()}: {usable} of {os.cpu_count()} cores usable, {torch.get_num_threads()} threads "
-        f"in torch, {memory.total / 2**30:.0f} GiB of memory, {memory.available / 2**30:.0f} GiB of it free",
+        found=f"{cpu_model()}: {cores}, {threads} in torch, {memory.total / 2**30:.0f} GiB of memory, "
+        f"{memory.available / 2**30:.0f} GiB of it free",
     )
 
 
@@ -155,7 +170,7 @@ def _device() -> Finding:
     driver = NVIDIA_DRIVER.read_text().splitlines()[0]
     if torch.version.cuda is None:
         version = torch.__version__.split("+")[0]
-        takes = f"torch built for CUDA, as a driver is here: {_pip(f'torch=={version}', '--force-reinstall')}"
+        takes = f"torch built for CUDA, as a driver is here: {_pip('--force-reinstall', f'torch=={version}')}"
     else:
         takes = f"a driver for CUDA {torch.version.cuda}, which this torch is built for; here is {driver}"
     return Finding(part="device", found="cpu", present=False, takes=takes)
@@ -213,9 +228,10 @@ def _ffcv() -> Finding:
     version = _version("ffcv")
     if version:
         return Finding(part="ffcv", found=version)
-    return Finding(
-        part="ffcv", found="not installed", present=False, takes=f"{_apt(FFCV_APT)} && {_pip(FFCV)}"
-    )
+    takes = f"{_apt(FFCV_APT)} && {_pip(FFCV)}"
+    if FFCV_SCRIPT.exists():
+        takes = shlex.join(["bash", _near(FFCV_SCRIPT), sys.executable])
+    return Finding(part="ffcv", found="not installed", present=False, takes=takes)
 
 
 def _dali() -> Finding:
@@ -227,6 +243,24 @@ def _dali() -> Finding:
             return Finding(part="dali", found=f"{version} ({distribution})")
     cuda = "12" if (torch.version.cuda or "").startswith("12.") else "13"
     return Finding(part="dali", found="not installed", present=False, takes=_pip(DALI[cuda]))
+
+
+def _libraries(part: str, requirements: tuple[str, ...], use: str) -> Finding:
+    """Look for the Python packages of one of our extras, the first of which gives the version shown."""
+    names = {text: re.split(r"[>=\[]", text)[0] for text in requirements}
+    missing = [text for text, name in names.items() if _version(name) is None]
+    if not missing:
+        return Finding(part=part, found=", ".join(f"{name} {_version(name)}" for name in names.values()))
+    return Finding(part=part, found=f"not installed; {use}", present=False, takes=_pip(*missing))
+
+
+def _chromium() -> Finding:
+    """Look for the browser that the tests of report pages drive; a report itself opens in any."""
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if not missing:
+        return Finding(part="chromium", found=f"{shutil.which('chromium')}, for the tests of report pages")
+    found = f"no {' and no '.join(missing)}; only tests of report pages need it"
+    return Finding(part="chromium", found=found, present=False, takes=_apt("chromium chromium-driver"))
 
 
 def _cache() -> Finding:

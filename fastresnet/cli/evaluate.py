@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.words import dataset_shown
+
 
 def evaluate(
     run: Annotated[
@@ -36,7 +38,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return
-    on = f"{found.dataset}{' (drawn images, not photographs)' if found.is_builtin else ''}"
+    on = dataset_shown(found.dataset, found.is_builtin)
     typer.echo(f"run {found.run}, {found.weights} weights, {found.num_samples:,} {split} images of {on}")
     typer.echo(f"{split} accuracy on {on}: {found.accuracy:.4f} (loss {found.loss:.4f}), no TTA")
     if found.accuracy_tta is not None:

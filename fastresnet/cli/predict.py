@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastresnet.errors import UserError
+from fastresnet.words import dataset_shown
 
 DEFAULT_TOP_K = 3
 
@@ -53,7 +54,7 @@ def predict(
         about = {"run": network.run, "weights": network.weights, "dataset": network.dataset}
         typer.echo(json.dumps({**about, "predictions": rows}, indent=2))
         return
-    on = f"{network.dataset}{' (drawn images, not photographs)' if network.is_builtin else ''}"
+    on = dataset_shown(network.dataset, network.is_builtin)
     typer.echo(f"run {network.run}, {network.weights} weights, trained on {on}")
     from fastresnet.loaders.sources.source import shown
 

@@ -15,6 +15,7 @@ import typer
 
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
+from fastresnet.words import counted
 
 if TYPE_CHECKING:
     from fastresnet.sweep import SweepOptions
@@ -217,7 +218,7 @@ def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) 
         show_table(content)
         typer.echo(f"\ntable    {running.folder / 'table.json'} and table.md")
         if failed:
-            typer.echo(f"{failed} cells failed; --retry-failed tries them again")
+            typer.echo(f"{counted(failed, 'cell')} failed; --retry-failed tries again")
     return 1 if failed else 0
 
 

@@ -13,6 +13,7 @@ from fastresnet.engine.listener import RunInfo
 from fastresnet.run import duration
 from fastresnet.sweep_cells import Cell
 from fastresnet.sweep_progress import Status, SweepListener
+from fastresnet.words import counted
 
 if TYPE_CHECKING:
     from fastresnet.sweep_spec import Sweep
@@ -76,7 +77,7 @@ class _NoLine(LiveLine):
 
 def where_it_stands(status: Status) -> str:
     """Return the cells done, the best so far and the time left, in words."""
-    parts = [f"{status.ended} of {status.total} cells done"]
+    parts = [f"{status.ended} of {counted(status.total, 'cell')} done"]
     parts += [
         f"{count} {word}" for word, count in (("failed", status.failed), ("pruned", status.pruned)) if count
     ]
@@ -116,7 +117,9 @@ def show_cells(sweep: Sweep, listed: list[tuple[str, list[Cell]]]) -> None:
             ]
         )
     num_printed = sum(cell.printed_accuracy is not None for _, cells in listed for cell in cells)
-    typer.echo(f"{sweep.spec.title or sweep.spec.name}: {len(rows)} cells, {num_printed} of them printed\n")
+    typer.echo(
+        f"{sweep.spec.title or sweep.spec.name}: {counted(len(rows), 'cell')}, {num_printed} of them printed\n"
+    )
     _print_table(
         [*columns, "parameters", "multiply-adds", "epochs", "printed", ""], rows, num_left=len(columns)
     )

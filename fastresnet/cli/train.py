@@ -262,8 +262,8 @@ def _fall_back(config: RunConfig) -> RunConfig:
     except DataUnavailable as error:
         rule = "!" * 78
         typer.echo(
-            f"{rule}\n! {error}\n! Training on 'shapes' now, the built-in set of drawn images. Its accuracies say "
-            f"nothing about photographs.\n{rule}"
+            f"{rule}\n! {error.reason}\n! Training on 'shapes' now, the built-in set of drawn images. Its accuracies "
+            f"say nothing about photographs.\n{rule}"
         )
         return config.model_copy(update={"data": "shapes"})
     return config

@@ -17,6 +17,7 @@ from fastresnet.arch import get_arch
 from fastresnet.cli.progress import shown_progress
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.run import RunResult, duration
+from fastresnet.words import counted, dataset_shown
 
 LONG_RUN_S = 600.0  # a run that will take longer says so, and names a shorter one
 LIVE_EVERY_S = 0.5  # on a terminal
@@ -141,13 +142,13 @@ class TrainProgress(Listener):
             f"{len(data['class_names'])} classes, {data['image_size']}x{data['image_size']}"
         )
         self._print(
-            f"recipe   {recipe.name}: {recipe.epochs} epochs of {info.steps_per_epoch} steps of "
+            f"recipe   {recipe.name}: {counted(recipe.epochs, 'epoch')} of {counted(info.steps_per_epoch, 'step')} of "
             f"{recipe.batch_size}, {recipe.optimizer.name} lr {recipe.optimizer.lr:g}, seed {config.seed}"
         )
         self._print(
-            f"device   {info.device_name} ({config.device}, {config.threads} threads), loader {config.loader}, "
-            f"amp {config.amp}, compile {config.compile} ({info.reasons['compile']}), kernels {config.kernels}, "
-            f"graphs {config.graphs}"
+            f"device   {info.device_name} ({config.device}, {counted(config.threads, 'thread')}), "
+            f"loader {config.loader}, amp {config.amp}, compile {config.compile} ({info.reasons['compile']}), "
+            f"kernels {config.kernels}, graphs {config.graphs}"
         )
         if config.device != "cpu":  # where there was something to choose
             why = info.reasons
@@ -157,7 +158,9 @@ class TrainProgress(Listener):
         self._print(f"run      {info.path}")
         if info.resumed_at:
             epoch, step = info.resumed_at
-            self._print(f"resuming in epoch {epoch + 1}, after {step} of its {info.steps_per_epoch} steps")
+            self._print(
+                f"resuming in epoch {epoch + 1}, after {step} of its {counted(info.steps_per_epoch, 'step')}"
+            )
         left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
         whole_s = left_s * _evaluation_factor(data, config.eval_every)
         batch_size = min(recipe.batch_size, data["num_train"])
@@ -254,9 +257,8 @@ def epoch_line(row: dict[str, Any], num_epochs: int, dataset: dict[str, Any]) ->
 
 def show_result(result: RunResult, runs_dir: Path) -> None:
     """Print what came of a run, where it lies and what to type next."""
-    data, best, clocks = result.dataset["name"], result.best, result.clocks
-    builtin = " (drawn images, not photographs)" if result.dataset["is_builtin"] else ""
-    on = f"{data}{builtin}"
+    best, clocks = result.best, result.clocks
+    on = dataset_shown(result.dataset["name"], result.dataset["is_builtin"])
     typer.echo(
         f"test accuracy on {on}: {result.test_accuracy:.4f} (loss {_loss(result.test_loss)}), last epoch, no TTA"
     )

@@ -15,6 +15,7 @@ import torch
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, cpu_model
+from fastresnet.words import counted
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 # A config's choices as they are before this module makes them, for a run that goes on elsewhere.
@@ -41,7 +42,8 @@ def resolve_device(wanted: str) -> torch.device:
             raise UserError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU; use --device cpu")
         device = torch.device("cuda", device.index or 0)
         if device.index is not None and device.index >= count:
-            raise UserError(f"there is no {device}: torch sees {count} GPUs, cuda:0 to cuda:{count - 1}")
+            last = f" to cuda:{count - 1}" if count > 1 else ""
+            raise UserError(f"there is no {device}: torch sees {counted(count, 'GPU')}, cuda:0{last}")
     return device
 
 

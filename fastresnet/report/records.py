@@ -13,6 +13,7 @@ from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, find_run
 from fastresnet.recipe import Recipe
 from fastresnet.run import Clocks, RunConfig
+from fastresnet.words import dataset_shown
 
 # What a reader may not know of a data set, by its name.
 ABOUT_DATA = {
@@ -89,7 +90,7 @@ class RunRecord:
     @property
     def on(self) -> str:
         """The data set's name, as a figure measured on it must say it."""
-        return f"{self.dataset['name']}{' (drawn images)' if self.dataset['is_builtin'] else ''}"
+        return dataset_shown(self.dataset["name"], self.dataset["is_builtin"])
 
     @property
     def about_data(self) -> str:

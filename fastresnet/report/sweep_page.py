@@ -12,6 +12,7 @@ from fastresnet.report.records import ABOUT_DATA
 from fastresnet.report.tables import DASH, Bar, Table, Value, count, percent, points
 from fastresnet.report.writing import Written, render, write_page
 from fastresnet.sweep_table import caption, find_table
+from fastresnet.words import dataset_shown
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -51,7 +52,7 @@ def write_sweep_report(
 
 def _on(content: Mapping[str, Any]) -> str:
     given = content["conditions"]
-    return f"{given['dataset_name']}{' (drawn images)' if given['dataset_is_builtin'] else ''}"
+    return dataset_shown(given["dataset_name"], given["dataset_is_builtin"])
 
 
 def _label(row: Mapping[str, Any]) -> str:

@@ -16,20 +16,19 @@ KINDS = (
 
 
 def resolve(data: str | None, image_size: int | None, progress: Progress) -> Source:
-    """Return the source of ``data``; None is the official CIFAR-10, downloaded if need be.
+    """Return the source of ``data``; None is the official CIFAR-10, downloaded once it is to be packed.
 
-    Raises UserError if it is missing or of no known kind, DataUnavailable if CIFAR-10 cannot be had.
+    Raises UserError if it is missing or of no known kind.
     """
     # Imported here: Pillow and urllib are not needed to name a source.
     from fastresnet.loaders.sources.arrays import ArrayFile
     from fastresnet.loaders.sources.betons import SUFFIX, BetonPair, beton_path
-    from fastresnet.loaders.sources.download import official_archive
-    from fastresnet.loaders.sources.paths import Folder, Tar
+    from fastresnet.loaders.sources.paths import Folder, Official, Tar
     from fastresnet.loaders.sources.shapes import Shapes
     from fastresnet.loaders.sources.tree import TAR_SUFFIXES
 
     if data is None:
-        return Tar(official_archive(progress), image_size)
+        return Official(image_size)
     if data == "shapes":
         return Shapes(image_size)
     if not data:  # which Path would take for the current folder

@@ -75,6 +75,5 @@ def _unavailable(path: Path, reason: object) -> DataUnavailable:
         reason = reason.reason
     return DataUnavailable(
         f"CIFAR-10 is not in {path.parent} and could not be downloaded ({reason}); fetch {URL} on "
-        "another machine and give it with --data cifar-10-python.tar.gz, or train on the built-in images "
-        "with --data shapes"
+        "another machine and give it with --data cifar-10-python.tar.gz"
     )

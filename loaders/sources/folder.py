@@ -24,6 +24,7 @@ from fastresnet.loaders.sources.source import (
     shown,
 )
 from fastresnet.loaders.sources.tree import Entry, Tree, as_bytes
+from fastresnet.words import counted
 
 LAYOUT = "{train,test}/<class>/<file>.{jpg,jpeg,png}"
 _CHUNK = 256  # images decoded at a time
@@ -121,7 +122,9 @@ def _left_out(seen: Sequence[Entry], root: str, elsewhere: dict[str, int]) -> tu
         )
     if elsewhere:
         folders = shown(", ".join(sorted(elsewhere)[:3]))
-        notices.append(f"left out {sum(elsewhere.values())} images outside train/ and test/ (in {folders})")
+        notices.append(
+            f"left out {counted(sum(elsewhere.values()), 'image')} outside train/ and test/ (in {folders})"
+        )
     return tuple(notices)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from fastresnet.loaders.sources import download
 from fastresnet.loaders.sources.folder import image_contents
 from fastresnet.loaders.sources.official import FILES, holds_pickles, pickle_contents
 from fastresnet.loaders.sources.source import SPLITS, Contents, Progress
@@ -35,6 +36,23 @@ class Tar:
     def scan(self, progress: Progress) -> Contents:
         """List the tar, then read its pickles or look at its images."""
         return _contents(self._tree, self._tree.entries(progress), self.stem, self._image_size, progress)
+
+
+class Official:
+    """The source of CIFAR-10 as published; its archive is looked for, or downloaded, only to be packed."""
+
+    stem = "cifar-10-python"
+
+    def __init__(self, image_size: int | None) -> None:
+        self._image_size = image_size
+
+    def fingerprint(self, progress: Progress) -> str:
+        """Return the archive's published md5, which is checked before it is packed."""
+        return f"md5 {download.MD5}"
+
+    def scan(self, progress: Progress) -> Contents:
+        """Get the archive and read its pickles. Raises DataUnavailable if it cannot be had."""
+        return Tar(download.official_archive(progress), self._image_size).scan(progress)
 
 
 class Folder:

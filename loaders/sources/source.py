@@ -19,7 +19,15 @@ SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 
 
 class DataUnavailable(UserError):
-    """No data was named, and CIFAR-10 could be neither found nor downloaded."""
+    """No data was named, and CIFAR-10 could be neither found nor downloaded.
+
+    Attributes:
+        reason: why not, and how to get it; the message adds the other way out, the built-in images.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}, or train on the built-in images with --data shapes")
+        self.reason = reason
 
 
 # Called by the packing thread as progress(stage, done, total): ``done`` of ``total`` (0: not
