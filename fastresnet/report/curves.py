@@ -147,9 +147,9 @@ def _curve_chart(
                 text,
                 (x, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(4, -2),
+                xytext=(0, 3),  # above the axes, where no line runs through it
                 textcoords="offset points",
-                va="top",
+                va="bottom",
                 fontsize=8.5,
                 color=colour("muted"),
             )
