@@ -46,6 +46,12 @@ torture: $(STAMP) ## kill, starve and corrupt real runs (SEED=... draws the same
 bench-gpu: ## measure on a GPU, with PYTHON= as it is: stops after 9 minutes, goes on where it stopped (ARGS=--all: the rest)
 	@$(or $(PYTHON),.venv/bin/python) -m fastresnet.bench.gpu_suite $${DATA:+--data "$$DATA"} $(ARGS)
 
+bench-save: $(STAMP) ## time the product's parts and keep that as this machine's baseline
+	@.venv/bin/python -m fastresnet.bench.regression save $(ARGS)
+
+bench-check: $(STAMP) ## time them again; fails where one has become slower, and names it
+	@.venv/bin/python -m fastresnet.bench.regression check $(ARGS)
+
 lint: $(STAMP) ## check style, imports, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

@@ -1,0 +1,41 @@
+"""``python -m fastresnet.bench.regression save|check``: what ``make bench-save`` and ``make bench-check`` run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastresnet.bench.regression.gate import BASELINE, PASSES, SLOWER, check, culprits, save, table
+from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
+from fastresnet.errors import UserError
+from fastresnet.run import environment
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save or check; the exit code is 1 where something has become slower, 2 after a mistake."""
+    parser = argparse.ArgumentParser(prog="make bench-save, make bench-check")
+    parser.add_argument("what", choices=["save", "check"])
+    parser.add_argument("--baseline", type=Path, default=BASELINE)
+    parser.add_argument("--slower", type=float, default=SLOWER, help=f"times the baseline [{SLOWER:g}]")
+    parser.add_argument("--passes", type=int, default=PASSES, help=f"of a baseline [{PASSES}]")
+    parser.add_argument("--only", help="parts whose names match, as pytest's -k")
+    chosen = parser.parse_args(arguments)
+    extra = ["-k", chosen.only] if chosen.only else []
+    try:
+        if chosen.what == "save":
+            record = save(chosen.baseline, chosen.passes, extra)
+            print(f"baseline of {len(record['parts'])} parts in {chosen.baseline}")
+            return 0
+        record, lines = check(chosen.baseline, chosen.slower, extra)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    here = environment(device_name(resolve_device("auto")), resolve_threads(0))
+    print(table(record, here, lines, chosen.slower))
+    return 1 if culprits(lines, chosen.slower) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Loaders, augmentation, kernels, training steps, evaluation and checkpoints, each timed alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastresnet.assembly import Data, Machine, build_step, train_loader_spec
+from fastresnet.augment import build_augment
+from fastresnet.bench.kernels import Case, Subject
+from fastresnet.bench.regression.conftest import NUM_TRAIN, Timed
+from fastresnet.catalogue import CATALOGUE
+from fastresnet.engine.checkpoint import write_checkpoint
+from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.warmup import random_batches
+from fastresnet.kernels.dispatch import triton_obstacle
+from fastresnet.loaders.protocol import Batch, LoaderSpec
+from fastresnet.loaders.registry import open_loader
+from fastresnet.recipe import Recipe, load_recipe
+from fastresnet.run import RunConfig
+
+NINE = tuple(entry.name for entry in CATALOGUE if entry.table == "r0-table1")
+
+
+def random_batch(data: Data, recipe: Recipe, device: torch.device) -> Batch:
+    members = torch.from_numpy(data.splits["train"].members)
+    return random_batches(
+        [recipe.batch_size], data.dataset.image_size, data.dataset.num_classes, members, device
+    )[0]
+
+
+def made_step(data: Data, recipe: Recipe, machine: Machine) -> TrainStep:
+    step = build_step(recipe, machine, data, NUM_TRAIN // recipe.batch_size)
+    step.augment.begin_epoch(0, 0, data.splits["train"].members, machine.device)
+    return step
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba", "resident", "ffcv", "dali"])
+def test_loader(backend: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
+    """An epoch of 2,048 images, cropped and flipped."""
+    library = {"ffcv": "ffcv", "dali": "nvidia"}.get(backend)
+    if library is not None and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{backend} is not installed")
+    spec = train_loader_spec(recipe.with_overrides({"batch_size": 128}), RunConfig())
+    loader = open_loader(backend, data.splits["train"], spec, machine.device)
+    loader.set_epoch(0)
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    try:
+        timed(epoch)
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("name", ["fast", "r1-joint", "r2-improved-resnet", "r3-resnet18-c42"])
+def test_augment(name: str, data: Data, machine: Machine, timed: Timed) -> None:
+    """A recipe's transforms on the device, over 256 images."""
+    recipe = load_recipe(name).with_overrides({"batch_size": 256})
+    dataset = data.dataset
+    augment = build_augment(recipe, dataset.mean, dataset.std, dataset.image_size).to(machine.device)
+    augment.begin_epoch(0, 0, data.splits["train"].members, machine.device)
+    batch = random_batch(data, recipe, machine.device)
+    timed(lambda: augment(batch.images, batch.indices, machine.amp_dtype, train=True))
+
+
+@pytest.mark.parametrize("added", ["none", "plain", "norm"])
+def test_kernel(added: str, machine: Machine, timed: Timed) -> None:
+    """A fused norm, forward and backward, at resnet24's largest map."""
+    obstacle = triton_obstacle(machine.device)
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    case = Case(
+        batch_size=512, channels=64, side=32, added=added, activation="relu", dtype=machine.amp_dtype  # type: ignore[arg-type]
+    )  # fmt: skip
+    timed(Subject(case, "triton", machine.device).both)
+
+
+@pytest.mark.parametrize("arch", ["resnet8", *NINE])
+def test_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
+    """A training step on one batch that stays on the device: augment, forward, backward, update, EMA."""
+    recipe = recipe.with_overrides({"arch": arch})
+    step = made_step(data, recipe, machine)
+    batch = random_batch(data, recipe, machine.device)
+
+    def one() -> None:
+        step(batch)
+        step.state.step = step.state.epoch_step = 0  # the schedule knows no step after the run's last
+
+    timed(one)
+
+
+def test_evaluate(data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
+    """512 images by resnet8, with flip TTA."""
+    step = made_step(data, recipe, machine)
+    spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
+    loader = open_loader("resident", data.splits["test"], spec, machine.device)
+    try:
+        timed(lambda: evaluate(step.state.model, loader, step.augment, machine.amp_dtype, tta=True))
+    finally:
+        loader.close()
+
+
+def test_save(data: Data, recipe: Recipe, machine: Machine, tmp_path: Path, timed: Timed) -> None:
+    """A checkpoint of resnet8's whole state, on the disk for good."""
+    step = made_step(data, recipe, machine)
+    content = {"run": "regression", "events": {}, "state": step.state.state_dict()}
+    timed(lambda: write_checkpoint(tmp_path / "last.safetensors", content))

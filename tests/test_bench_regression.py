@@ -1,0 +1,96 @@
+"""The regression gate: what is slower is named, what only looked so is not, on any machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastresnet.bench.regression import gate
+from fastresnet.bench.regression.__main__ import main
+from fastresnet.bench.regression.gate import Line, compare, culprits, read_ratios, run_benchmarks
+
+ratios = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100))
+
+
+@given(ratios, ratios, st.floats(1, 10))
+def test_what_is_slower_is_named_and_nothing_else(
+    then: dict[str, float], now: dict[str, float], slower: float
+) -> None:
+    lines = compare(then, now)
+    assert {line.name for line in lines} == then.keys() | now.keys() and len(lines) == len({*then, *now})
+    named = {line.name for line in culprits(lines, slower)}
+    assert named == {name for name in then.keys() & now.keys() if now[name] / then[name] > slower}
+    times = [line.times for line in lines if line.times is not None]
+    assert times == sorted(times, reverse=True)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A baseline of three parts, of two passes that differ."""
+    passes = iter([{"step": 2.0, "save": 1.0, "gone": 3.0}, {"step": 4.0, "save": 1.0, "gone": 3.0}])
+    monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): next(passes))
+    path = tmp_path / "base.json"
+    assert main(["save", "--baseline", str(path), "--passes", "2"]) == 0
+    parts = json.loads(path.read_text())["parts"]
+    assert parts["step"] == {"ratio": 3.0, "passes": [2.0, 4.0]}
+    return path
+
+
+def test_a_slower_part_fails_and_is_named(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    def measured(selected: list[str] = [], extra: object = ()) -> dict[str, float]:  # noqa: B006
+        asked.append(selected)
+        every = {"step": 6.0, "save": 1.1 if len(asked) > 1 else 2.0, "fresh": 1.0}
+        return {name: ratio for name, ratio in every.items() if not selected or name in selected}
+
+    monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): measured(list(selected)))
+    assert main(["check", "--baseline", str(baseline)]) == 1
+    assert asked == [[], ["save", "step"], ["step"]]  # measured again before it is called slower
+    said = capsys.readouterr().out
+    step, save = (
+        next(line for line in said.splitlines() if line.startswith(name)) for name in ("step", "save")
+    )
+    assert step.split() == ["step", "3.000", "6.000", "2.00", "SLOWER"] and "SLOWER" not in save
+    assert said.splitlines()[-1] == "slower than 1.3 times the baseline: step"
+    assert "new" in said and "not measured" in said and "another machine" not in said
+
+    asked.clear()
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
+    content = json.loads(baseline.read_text())
+    content["environment"]["cpu"] = "another"
+    baseline.write_text(json.dumps(content))
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
+    assert (
+        "another machine or versions, so only large changes say something: cpu another"
+        in capsys.readouterr().out
+    )
+
+
+def test_without_a_baseline_it_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--baseline", str(tmp_path / "none.json")]) == 2
+    assert "make one with `make bench-save`" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("{}")
+    assert main(["check", "--baseline", str(tmp_path / "other.json")]) == 2
+
+
+def test_one_part_is_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark in a process of its own, and the ratio read from what it writes."""
+    pytest.importorskip("pytest_benchmark")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = run_benchmarks(["test_augment[fast]"])
+    assert list(found) == ["test_augment[fast]"] and found["test_augment[fast]"] > 0
+
+
+def test_the_ratio_is_the_median_of_the_rounds_own() -> None:
+    entry = {"name": "x", "extra_info": {"ratios": [1.0, 9.0, 2.0]}}
+    assert read_ratios({"benchmarks": [entry]}) == {"x": 2.0}
+    assert Line("x", 2.0, None).times is None
