@@ -56,7 +56,6 @@ class Row:
         num_params: None for a peer.
         epochs: None for a peer.
         tta: what the final accuracy averages over.
-        parallel: trainings at once; above 1 the times are throughput, not latency.
     """
 
     name: str
@@ -65,7 +64,6 @@ class Row:
     num_params: int | None
     epochs: int | None
     tta: str
-    parallel: int = 1
 
     @property
     def label(self) -> str:
@@ -75,8 +73,6 @@ class Row:
             words.append(f"{self.recipe}, {self.epochs} epochs")
         if self.tta != "none":
             words.append(f"{self.tta} TTA")
-        if self.parallel > 1:
-            words.append(f"{self.parallel} at once")
         return ", ".join(words)
 
 

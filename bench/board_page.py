@@ -73,12 +73,11 @@ def _line(line: Summary, energy: bool) -> str:
     crossing = _seconds(line.crossing_s, line.crossing_half)
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
-    at_once = f", {row.parallel} at once: throughput, not latency" if row.parallel > 1 else ""
     tta = f", {row.tta} TTA" if row.tta != "none" else ""
     recipe = f" ({row.recipe})" if row.recipe is not None else " (its own clock)"
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
     cells = [
-        f"{row.name}{recipe}{tta}{at_once}",
+        f"{row.name}{recipe}{tta}",
         f"{row.num_params:,}" if row.num_params is not None else "",
         f"{row.epochs}{' †' if line.searched else ''}" if row.epochs is not None else "",
         str(line.runs or ""),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fastresnet.arch import ArchSpec
 from fastresnet.assembly import Data, build_step, choose_machine, open_loaders, warm_up_step
 from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
@@ -18,11 +19,12 @@ from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
 from fastresnet.recipe import Recipe
+from fastresnet.resnet import ONEDNN_SAFE_WIDTH
 from fastresnet.run import RunConfig
 
 STUDENT, OURS = "student", "fastresnet"
 # In this order; each changes one thing of the one before that can be had.
-ROWS = (STUDENT, "channels-last", "amp", "compile", "kernels", "step", OURS)
+ROWS = (STUDENT, "channels-last", "amp", "compile", "kernels", "step", "graphs", OURS)
 CHANGE = {
     STUDENT: "the student's loop",
     "channels-last": "+ channels-last",
@@ -30,8 +32,12 @@ CHANGE = {
     "compile": "+ compile",
     "kernels": "+ fused norms",
     "step": "+ our step",
+    "graphs": "+ CUDA graphs",
     OURS: "+ our loader",
 }
+
+
+Options = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +46,12 @@ class Rung:
 
     Attributes:
         name: one of ROWS.
-        start: None where it is left out.
+        start: given what our own row found to be fastest (``compile`` and ``kernels``); None where it is left out.
         left_out: the reason; None where it is not.
     """
 
     name: str
-    start: Callable[[], LoopProcess] | None = None
+    start: Callable[[Options], LoopProcess] | None = None
     left_out: str | None = None
 
 
@@ -56,9 +62,11 @@ def ladder(
     spec = recipe.arch_spec()
     amp = resolve_amp(config.amp, device)
     obstacles = {
+        "channels-last": _why_not_channels_last(spec, device),
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
         "kernels": triton_obstacle(device),
+        "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
     steps: dict[str, dict[str, Any]] = {
         "channels-last": {"channels_last": True},
@@ -66,28 +74,49 @@ def ladder(
         "compile": {"compiled": True},
         "kernels": {"kernels": TRITON_KERNELS[0]},
     }
+    own: dict[str, dict[str, Any]] = {
+        "step": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "off"},
+        "graphs": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "on"},
+        OURS: {},
+    }
     changes: dict[str, Any] = {}
     rungs = []
     for name in (row for row in ROWS if row in wanted):
         reason = obstacles.get(name)
-        if reason is None and name in steps:
-            changes |= steps[name]
-        arguments: tuple[Any, ...] = (data, spec, recipe.batch_size, str(device), Changes(**changes))
-        make: Callable[..., Loop] = student_loop
-        if name in ("step", OURS):
-            make = our_loop
-            own = {"loader": "torch", "workers": NUM_WORKERS} if name == "step" else {}
-            arguments = (data, recipe, config.model_copy(update=own))
-        rungs.append(
-            Rung(name=name, left_out=reason)
-            if reason
-            else Rung(name=name, start=_starter(name, make, arguments))
-        )
+        if reason is not None:
+            rungs.append(Rung(name=name, left_out=reason))
+            continue
+        changes |= steps.get(name, {})
+        if name in own:
+            start = _starter(name, data, recipe, config.model_copy(update=own[name]))
+        else:
+            start = _student_starter(name, data, spec, recipe.batch_size, device, Changes(**changes))
+        rungs.append(Rung(name=name, start=start))
     return rungs
 
 
-def _starter(name: str, make: Callable[..., Loop], arguments: tuple[Any, ...]) -> Callable[[], LoopProcess]:
-    return lambda: LoopProcess(name, make, *arguments)
+def _starter(name: str, data: Data, recipe: Recipe, config: RunConfig) -> Callable[[Options], LoopProcess]:
+    """Return what starts a row of ours; only OURS looks for what is fastest, while no other loop runs."""
+
+    def start(found: Options) -> LoopProcess:
+        taken = {key: found[key] for key in ("compile", "kernels") if key in found}
+        return LoopProcess(name, our_loop, data, recipe, config.model_copy(update=taken))
+
+    return start
+
+
+def _student_starter(name: str, data: Data, *arguments: Any) -> Callable[[Options], LoopProcess]:
+    spec, batch_size, device, changes = arguments
+    return lambda found: LoopProcess(name, student_loop, data, spec, batch_size, str(device), changes)
+
+
+def _why_not_channels_last(spec: ArchSpec, device: torch.device) -> str | None:
+    if device.type == "cpu" and min(spec.channels) < ONEDNN_SAFE_WIDTH:
+        # see SubsampledConv2d, which the textbook network does without
+        return (
+            f"torch's own convolutions of fewer than {ONEDNN_SAFE_WIDTH} channels are not safe in it on a CPU"
+        )
+    return None
 
 
 def _why_no_amp(config: RunConfig) -> str:
@@ -134,4 +163,5 @@ def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:
         steps_alone=steps(itertools.repeat(batch)),
         what=f"loader {loaders.backend}{workers}, amp {chosen.config.amp}, {told}, channels-last",
         device=chosen.device,
+        options=found.options,
     )

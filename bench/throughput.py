@@ -16,7 +16,7 @@ from typing import Any
 from fastresnet.assembly import open_data
 from fastresnet.bench.ceilings import Ceilings, measure_ceilings, step_floor, step_flops
 from fastresnet.bench.continued import go_on
-from fastresnet.bench.ladder import OURS, ROWS, STUDENT, ladder
+from fastresnet.bench.ladder import OURS, ROWS, STUDENT, Rung, ladder
 from fastresnet.bench.loop_process import LoopProcess
 from fastresnet.bench.record import make_record
 from fastresnet.engine.listener import Listener
@@ -91,7 +91,7 @@ def measure(
             "rounds": plan.rounds,
             "steps": plan.steps,
             "rows": list(plan.rows),
-            **{name: getattr(config, name) for name in ("amp", "compile", "kernels", "loader")},
+            **{name: getattr(config, name) for name in ("amp", "compile", "kernels", "graphs", "loader")},
         },
         ceilings=None,
         cells=[],
@@ -113,14 +113,7 @@ def measure(
         recipe = recipes[arch, size]
         spec, dataset = recipe.arch_spec(), data.dataset
         progress(f"{arch}, batch {size}")
-        rows = _measure_cell(
-            [
-                (rung.name, rung.left_out, rung.start)
-                for rung in ladder(recipe, config, data, device, plan.rows)
-            ],
-            plan,
-            progress,
-        )
+        rows = _measure_cell(ladder(recipe, config, data, device, plan.rows), plan, progress)
         flops = step_flops(spec, dataset.num_classes, dataset.image_size)
         floor = step_floor(spec, dataset.num_classes, dataset.image_size, dtype, ceilings)
         record["cells"].append(_cell(arch, size, rows, flops, floor, ceilings))
@@ -129,23 +122,30 @@ def measure(
     return record
 
 
-def _measure_cell(
-    rungs: list[tuple[str, str | None, Callable[[], LoopProcess] | None]], plan: Plan, progress: Progress
-) -> dict[str, dict[str, Any]]:
+def _measure_cell(rungs: list[Rung], plan: Plan, progress: Progress) -> dict[str, dict[str, Any]]:
     """Return what each row gave: its speeds a round, or why it has none."""
-    rows: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason, _ in rungs}
+    rows: dict[str, dict[str, Any]] = {rung.name: {"left_out": rung.left_out} for rung in rungs}
     processes: dict[str, LoopProcess] = {}
-    try:
-        for name, _, start in rungs:  # all at once: those that compile do so beside each other
-            if start is not None:
-                processes[name] = start()
-        for name, process in list(processes.items()):
+
+    def await_ready(names: list[str]) -> None:
+        for name in names:
             try:
-                rows[name] |= process.await_ready()
+                rows[name] |= processes[name].await_ready()
                 rows[name] |= {"images_per_s": [], "step_images_per_s": []}
             except UserError as error:
                 rows[name] = {"left_out": str(error)}
                 processes.pop(name).close()
+
+    try:
+        starts = {rung.name: rung.start for rung in rungs if rung.start is not None}
+        if OURS in starts:  # alone: it measures which way is the fastest
+            processes[OURS] = starts.pop(OURS)({})
+            await_ready([OURS])
+        found = rows.get(OURS, {}).get("options", {})
+        for name, start in starts.items():  # all at once: those that compile do so beside each other
+            processes[name] = start(found)
+        await_ready(list(starts))
+        processes = {name: processes[name] for name in rows if name in processes}
         for name, row in rows.items():
             progress(f"  {name}: {row['left_out'] or row['what']}")
         for done in range(plan.rounds):

@@ -146,10 +146,8 @@ class Board:
         if asdict(row) not in self.record["rows"]:
             self.record["rows"].append(asdict(row))
         done = {run["seed"] for run in runs_of(self.record, row)}
-        seed = next((seed for seed in range(self.runs) if seed not in done), None)
-        if seed is None:
-            return None
-        return Job(contestant=contestant, row=row, role=FIGURE, seed=seed)
+        left = [seed for seed in range(self.runs) if seed not in done]
+        return Job(contestant=contestant, row=row, role=FIGURE, seed=left[0]) if left else None
 
     def _decide(self, contestant: Contestant) -> Try | Found:
         assert contestant.recipe is not None
@@ -220,7 +218,9 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "seconds": clocks.move_s + clocks.train_s + clocks.eval_s,
         "crossing_s": None if crossing is None else clocks.move_s + crossing,
         "clocks": clocks.model_dump(),
-        "machine": {name: getattr(result.config, name) for name in ("loader", "amp", "compile", "kernels")},
+        "machine": {
+            name: getattr(result.config, name) for name in ("loader", "amp", "compile", "kernels", "graphs")
+        },
         "curve": [
             [clocks.move_s + row["clock"]["train_s"], row["test_accuracy"]]
             for row in result.epochs
@@ -267,7 +267,7 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
     total_s, num_runs, unknown = 0.0, 0, 0
     for contestant in board.contestants:
         row = contestant.row(board.data)
-        left = board.runs - len(runs_of(board.record, row))
+        left: float = board.runs - len(runs_of(board.record, row))
         run_s = _known_s(board.record, row)
         if contestant.recipe is not None and board.search:
             # a bisection halves the epochs, and what is found is about half the longest

@@ -226,12 +226,6 @@ def test_two_runs_close_above_the_target_reach_it_only_if_the_bound_does() -> No
     assert verdict_of([0.93, 0.93], 0.94) == "below" and verdict_of([], 0.94) == "unmeasured"
 
 
-def test_rows_at_once_are_marked_as_throughput() -> None:
-    packed = row("packed", parallel=4)
-    page = to_markdown(record_of([run_of(packed, 0, 0.95, 2.0)], [packed]))
-    assert "4 at once: throughput, not latency" in page
-
-
 def test_the_target_is_asked_for_where_there_is_none() -> None:
     assert resolve_target(None, "CIFAR-10") == 0.94 and resolve_target(0.5, "shapes") == 0.5
     with pytest.raises(UserError, match=r"reach on CIFAR-10-J75 with --target; the usual one is 0\.906$"):
