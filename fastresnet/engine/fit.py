@@ -17,7 +17,7 @@ from fastresnet.engine.checkpoint import BEST, save_state, write_checkpoint
 from fastresnet.engine.evaluate import EvalResult, evaluate
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.step import TrainStep
-from fastresnet.engine.warmup import synchronise
+from fastresnet.engine.warmup import num_compiled, synchronise
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
 from fastresnet.loaders.protocol import Loader
@@ -104,6 +104,7 @@ class Fit:
         with StopSignals() as self._stop:
             self._saved_at = time.monotonic()
             self._speed: float | None = None
+            self._compiled = num_compiled()
             while state.epoch < self.epochs:
                 self._train_epoch()
                 self._finish_epoch()
@@ -184,6 +185,7 @@ class Fit:
             "train_s": state.clocks.train_s,
             "images_per_s": self._speed,
             "segment": state.segment,
+            "recompiled": self._count_recompiled(),
             "time": time.time(),
         }
         state.sums.zero_()
@@ -195,6 +197,16 @@ class Fit:
         if time.monotonic() - self._saved_at > self.save_every_s or state.epoch == self.epochs:
             self.save()
         self._lap("between_s")
+
+    def _count_recompiled(self) -> int:
+        """Return how many graphs torch.compile has compiled since the last call; the warm-up should leave none."""
+        before, self._compiled = self._compiled, num_compiled()
+        new = self._compiled - before
+        if new:
+            self.listener.on_notice(
+                f"torch.compile compiled {new} more in epoch {self.step.state.epoch + 1}, which its time includes"
+            )
+        return new
 
     def _evaluated(self, result: EvalResult, chosen_on: bool) -> None:
         clocks = self.step.state.clocks

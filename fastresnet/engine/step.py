@@ -21,6 +21,7 @@ from fastresnet.engine.evaluate import Scorer
 from fastresnet.engine.graphs import Capture, CudaCapture, Replays
 from fastresnet.engine.state import TrainState
 from fastresnet.engine.timetable import Timetable
+from fastresnet.errors import UserError
 from fastresnet.loaders.protocol import Batch
 from fastresnet.losses import LossFunction, Targets
 from fastresnet.mix import Mix, SentDraw
@@ -105,9 +106,17 @@ class TrainStep:
     def take(self, way: Way) -> None:
         """Do steps and evaluations in ``way`` from now on.
 
-        What a way compiles or captures, at its first steps, is kept until :meth:`forget_other_ways`. Where
-        :func:`graph_obstacle` or :func:`whole_obstacle` says so, it cannot be taken.
+        What a way compiles or captures, at its first steps, is kept until :meth:`forget_other_ways`.
+
+        Raises:
+            UserError: :func:`graph_obstacle` or :func:`whole_obstacle` has a reason against it.
         """
+        for option, wanted, obstacle in (
+            ("--graphs on", way.graphs, graph_obstacle(self)),
+            ("--compile whole", way.compile == "whole", whole_obstacle(self)),
+        ):
+            if wanted and obstacle is not None:
+                raise UserError(f"{option} is not possible here: {obstacle}; use auto or off")
         self.way = way
         for model in (self.state.model, self.state.eval_model):
             set_kernels(model, way.kernels)
@@ -158,6 +167,12 @@ class TrainStep:
             yield
         if self._timetable is not None:
             self._timetable.point_at_step()
+        self._seed()
+
+    def _seed(self) -> None:
+        """Give the step its own dropout, whatever was drawn before: a capture needs some steps too."""
+        if self.has_dropout:
+            torch.manual_seed(scalar_seed(self.seed, Purpose.DROPOUT, self.state.step, self.rank))
 
     # The step
 
@@ -168,8 +183,7 @@ class TrainStep:
             averaging: whether the average takes the new weights in; None is as the step's number says.
         """
         state = self.state
-        if self.has_dropout:
-            torch.manual_seed(scalar_seed(self.seed, Purpose.DROPOUT, state.step, self.rank))
+        self._seed()
         if averaging is None:
             averaging = state.ema is not None and state.ema.is_due(state.step)
         if self._on_device:

@@ -47,7 +47,8 @@ class Timetable:
         """Take the next row; all on the device."""
         row = self._rows.index_select(0, self._next).view(-1)
         torch._foreach_copy_(self._values, list(row.unbind()))
-        self._next += 1
+        # From the last to the first: calls before a capture do not stop at the end of an epoch.
+        self._next.copy_((self._next + 1) % len(self._rows))
         self.step += 1
 
     def _fill(self, epoch: int) -> None:

@@ -100,9 +100,8 @@ class Search:
             wanted, reason = "on", "as --kernels inductor asks"
         self.reasons["compile"] = reason
         if wanted in ("on", "whole"):
-            obstacle = missing or (whole_obstacle(self.step) if wanted == "whole" else None)
-            if obstacle is not None:
-                raise UserError(f"--compile {wanted} is not possible here: {obstacle}; use auto or off")
+            if missing is not None:
+                raise UserError(f"--compile {wanted} is not possible here: {missing}; use auto or off")
             return Way(compile=wanted, kernels=self._kernels(True))
         if wanted == "off":
             return Way(kernels=self._kernels(False))
@@ -126,8 +125,6 @@ class Search:
         """Return the way with graphs decided."""
         wanted, obstacle = self.config.graphs, graph_obstacle(self.step)
         self.reasons["graphs"] = "as asked"
-        if wanted == "on" and obstacle is not None:
-            raise UserError(f"--graphs on is not possible here: {obstacle}; use auto or off")
         if wanted != "auto":
             return replace(way, graphs=wanted == "on")
         if obstacle is not None:

@@ -1,0 +1,339 @@
+"""The ways to do a step: they learn the same, are compiled or captured before the first step, and leave no trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from replayed_ops import RecordedOps
+from tiny_runs import (
+    BATCH,
+    StopAt,
+    assert_same_bits,
+    assert_same_science,
+    tiny_config,
+    tiny_recipe,
+    write_tiny,
+)
+
+import fastresnet
+from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders, warm_up_step
+from fastresnet.engine import warmup
+from fastresnet.engine.evaluate import EVAL_BATCH, Scorer, evaluate
+from fastresnet.engine.fit import Interrupted
+from fastresnet.engine.graphs import Replays
+from fastresnet.engine.listener import Listener, RunInfo
+from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
+from fastresnet.engine.warmup import num_compiled
+from fastresnet.errors import UserError
+from fastresnet.training import resume, train
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.npz")
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile's own tracing and autograd, but PyTorch's operations in place of generated C++."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+class Made:
+    """A step with what it was made of; on a CPU its optimizer is fused where torch can, as on a GPU."""
+
+    def __init__(self, data: Path, overrides: Any, way: Way, *, capture: RecordedOps | None = None) -> None:
+        self.recipe = tiny_recipe({"drop_last": False, "tta": "flip"} | overrides)
+        self.chosen = choose_machine(tiny_config(data, amp="off", val=10))
+        self.data = open_data(self.recipe, self.chosen.config, Listener())
+        self.loaders = open_loaders(self.recipe, self.chosen.config, self.data, torch.device("cpu"))
+        self.step = build_step(self.recipe, self.chosen, self.data, len(self.loaders.train))
+        for group in getattr(self.step.state.optimizer, "inner", self.step.state.optimizer).param_groups:
+            if self.recipe.optimizer.name in ("sgd", "sgdn", "adam", "adamw"):
+                group |= {"fused": True, "foreach": False}
+        self.step.capture = capture
+        self.step.take(way)
+
+    def learn(self, num_epochs: int = 2) -> list[float]:
+        """Train and evaluate as a run does, and return what was reported."""
+        state, found = self.step.state, []
+        for epoch in range(num_epochs):
+            self.step.augment.begin_epoch(0, epoch, self.data.splits["train"].members, "cpu")
+            self.loaders.train.set_epoch(epoch)
+            for batch in self.loaders.train:
+                self.step(batch)
+            found += (state.sums / state.sums[2]).tolist()
+            for loader in self.loaders.evals.values():
+                result = evaluate(self.step.scorer, loader, tta=True)
+                assert result.accuracy_tta is not None
+                found += [result.loss, result.accuracy, result.accuracy_tta]
+            state.sums.zero_()
+            state.epoch, state.epoch_step = epoch + 1, 0
+        self.loaders.close()
+        return found
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what a step changes, by name."""
+        state = self.step.state
+        model = state.model.state_dict() | {f"ema.{n}": t for n, t in state.eval_model.state_dict().items()}
+        kept = {
+            f"{place}.{name}": value
+            for place, entries in enumerate(state.optimizer.state.values())
+            for name, value in entries.items()
+        }
+        return model | kept | {"sums": state.sums, "bad": state.first_bad_step}
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgdn with an average": {"ema.every": 2},
+    "adamw, clipped, no average": {"optimizer.name": "adamw", "optimizer.lr": 0.01, "clip_grad_norm": 0.5}
+    | {"ema": None},
+    "muon, mixup, dropout": {"optimizer.name": "muon", "mix": {"name": "mixup", "block": 2}}
+    | {"ema.every": 3, "dropout": {"head": 0.2, "block": 0.1}},
+    "decoupled decay, cutmix, augmentations": {"optimizer.decoupled": True, "optimizer.decay": "all"}
+    | {
+        "ema.every": 1,
+        "mix": {"name": "cutmix", "block": 2},
+        "augment.ops": [{"name": "rotation", "degrees": 9}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_replayed_steps_learn_what_launched_ones_do(name: str, data: Path) -> None:
+    """With every tensor where it was, as a graph needs it."""
+    plain = Made(data, RECIPES[name], Way())
+    wanted = plain.learn()
+    capture = RecordedOps()
+    graphed = Made(data, RECIPES[name], Way(graphs=True), capture=capture)
+    places = {key: t.data_ptr() for key, t in graphed.tensors().items()}
+    assert graphed.learn() == pytest.approx(wanted, rel=1e-4)
+    for key, tensor in graphed.tensors().items():
+        torch.testing.assert_close(tensor, plain.tensors()[key], rtol=1e-4, atol=1e-5, msg=key)
+        assert tensor.data_ptr() == places[key], key
+    # Whole batches with and without the average, the last of an epoch, and evaluations.
+    assert capture.num_captured == {"sgdn with an average": 4, "muon, mixup, dropout": 4}.get(name, 3)
+    assert capture.num_replayed == 2 * 6 + 2 * 3  # steps, and batches of 10 and 300 images
+
+
+def test_a_state_that_is_loaded_goes_on_in_the_captured_step(data: Path) -> None:
+    """As a run that is resumed after the warm-up has captured: every value goes to the place that the graph knows."""
+    first = Made(data, {}, Way(graphs=True), capture=RecordedOps())
+    first.learn(1)
+    saved = copy.deepcopy(first.step.state.state_dict())
+    other = Made(data, {}, Way(graphs=True), capture=RecordedOps())
+    other.learn(1)
+    with torch.no_grad():
+        for tensor in other.tensors().values():
+            tensor.zero_()
+    other.step.state.load_state_dict(saved)
+    other.loaders = open_loaders(other.recipe, other.chosen.config, other.data, torch.device("cpu"))
+    batch = next(iter(other.loaders.train))
+    for made in (first, other):
+        made.step(batch)
+    other.loaders.close()
+    assert_same_bits(first.tensors(), other.tensors())
+
+
+def test_a_value_read_back_does_not_capture(data: Path) -> None:
+    """What the host would decide at every step is refused beforehand, in words."""
+    reasons = {
+        "adagrad": ({"optimizer.name": "adagrad"}, "Adagrad counts its steps on the host"),
+        "lookahead": ({"optimizer.lookahead": {"k": 2}}, "Lookahead counts its steps on the host"),
+    }
+    for overrides, reason in reasons.values():
+        step = Made(data, overrides, Way(), capture=RecordedOps()).step
+        assert reason in str(graph_obstacle(step)) and reason in str(whole_obstacle(step))
+    step = Made(data, {}, Way()).step
+    assert graph_obstacle(step) == "CUDA graphs are for GPUs" and whole_obstacle(step) is None
+    step.capture = RecordedOps()
+    assert graph_obstacle(step) is None
+    step.state.scaler = torch.amp.GradScaler("cpu")
+    assert "loss scale" in str(graph_obstacle(step))
+    # Torch's foreach SGD takes the lr to the host: the stand-in notices, as a capture would.
+    unfused = Made(data, {}, Way(graphs=True), capture=RecordedOps())
+    for group in unfused.step.state.optimizer.param_groups:
+        group |= {"fused": False, "foreach": True}
+    with pytest.raises(RuntimeError, match="stream is capturing"):
+        unfused.learn(1)
+
+
+def test_each_kind_of_arguments_is_captured_once() -> None:
+    capture, total = RecordedOps(), torch.zeros(3)
+
+    def add(x: torch.Tensor, *, twice: bool) -> torch.Tensor:
+        total.add_(x.sum(0))
+        return total * 2 if twice else total + 0
+
+    replays = Replays(add, capture)
+    for size, twice in ((2, True), (2, False), (4, True), (2, True)):
+        before = total.clone()
+        out = replays(torch.full((size, 3), 0.5), twice=twice)
+        if len(replays) == capture.num_captured and not torch.equal(total, before + size / 2):
+            # a first call adds what its warm-up calls did too, having nothing to put it back
+            assert torch.equal(total, before + 5 * size / 2)
+        assert torch.equal(out, total * (2 if twice else 1))
+    assert len(replays) == capture.num_captured == 3 and capture.num_replayed == 4
+
+
+class Watcher(Listener):
+    """Notes what was compiled by the first step, and what was said."""
+
+    def __init__(self) -> None:
+        self.compiled = -1
+        self.notices: list[str] = []
+        self.info: RunInfo | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self.compiled, self.info = num_compiled(), info
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+SMALL = {"arch": "n1-b1-c8", "drop_last": False, "ema.every": 4, "tta": "flip"}
+
+
+@pytest.mark.parametrize(("compile", "loader"), [("on", "resident"), ("whole", "numba")])
+def test_compiled_runs_compile_once_and_resume_to_the_same_bits(
+    compile: str, loader: str, data: Path, tmp_path: Path, quick_compiler: None
+) -> None:
+    """Nothing more by the incomplete last batch of an epoch, the average's turns, evaluations or a resumption."""
+    watcher, before = Watcher(), num_compiled()
+    config = tiny_config(data, compile=compile, loader=loader, val=10, amp="off")
+    whole = train(tiny_recipe(SMALL), config, runs_dir=tmp_path / "whole", listener=watcher)
+    assert whole.config.compile == compile and watcher.compiled > before
+    assert num_compiled() == watcher.compiled and watcher.notices == []
+    assert [row["clock"]["recompiled"] for row in whole.epochs] == [0, 0, 0]
+
+    with pytest.raises(Interrupted):
+        train(tiny_recipe(SMALL), config, runs_dir=tmp_path / "runs", listener=StopAt(9))
+    watcher = Watcher()
+    resumed = resume("last", runs_dir=tmp_path / "runs", listener=watcher)
+    assert watcher.info is not None and set(watcher.info.reasons.values()) == {"as the run began"}
+    assert resumed.config.compile == compile and num_compiled() == watcher.compiled
+    assert_same_science(Path(resumed.path), Path(whole.path))
+
+
+def test_what_is_compiled_after_the_warm_up_is_counted_and_said(
+    data: Path, tmp_path: Path, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup.Search, "_measure", lambda self, way: self.step.take(way) or 1.0)
+    monkeypatch.setattr(Scorer, "compile", lambda self, backend: None)
+    watcher = Watcher()
+    config = tiny_config(data, compile="on", amp="off")
+    result = train(tiny_recipe(SMALL | {"epochs": 2}), config, runs_dir=tmp_path / "runs", listener=watcher)
+    assert [row["clock"]["recompiled"] for row in result.epochs] == [2, 0]  # two sizes of batch
+    assert watcher.notices == ["torch.compile compiled 2 more in epoch 1, which its time includes"]
+
+
+def test_filled_up_batches_score_as_they_are(data: Path) -> None:
+    """Images that fill a batch up for a compiled or captured evaluation count for nothing."""
+    made = Made(data, {}, Way())
+    plain = made.step.scorer
+    filled = Scorer(made.step.state.eval_model, made.step.augment, torch.float32)
+    filled.use_graphs(RecordedOps())
+    made.step.state.eval_model.eval()
+    images = torch.randint(0, 256, (37, 3, 8, 8), dtype=torch.uint8)
+    images, labels = images.contiguous(memory_format=torch.channels_last), torch.arange(37) % 3
+    for tta in (False, True):
+        wanted, found = plain(images, labels, tta=tta), filled(images, labels, tta=tta)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert found.logits.shape == (37, 3)
+    assert EVAL_BATCH > 37
+
+
+# The warm-up's choice
+
+
+class Clock:
+    """Makes the warm-up see what each way is said to take."""
+
+    def __init__(self, seconds: dict[tuple[str, bool], float]) -> None:
+        self.seconds = seconds
+        self.seen: list[Way] = []
+
+    def timed(self, search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+        way = search.step.way
+        if not self.seen or self.seen[-1] != way:
+            self.seen.append(way)
+        return self.seconds[way.compile, way.graphs]
+
+
+CHOICES: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float], Way]] = {
+    "compiled is faster": (
+        {},
+        {("off", False): 1.0, ("on", False): 0.5, ("whole", False): 0.5, ("on", True): 0.5},
+        Way(compile="on", kernels="inductor"),
+    ),
+    "whole is faster still": (
+        {},
+        {("off", False): 1.0, ("on", False): 0.5, ("whole", False): 0.4, ("whole", True): 0.4},
+        Way(compile="whole", kernels="inductor"),
+    ),
+    "compiled is no faster": (
+        {},
+        {("off", False): 1.0, ("on", False): 0.97, ("off", True): 0.5},
+        Way(graphs=True),
+    ),
+    "graphs as well": (
+        {"compile": "on"},
+        {("on", False): 1.0, ("on", True): 0.5},
+        Way(compile="on", kernels="inductor", graphs=True),
+    ),
+    "graphs not wanted": ({"compile": "off", "graphs": "off"}, {("off", False): 1.0}, Way()),
+    "inductor asks for a compiler": (
+        {"kernels": "inductor", "graphs": "off"},
+        {("on", False): 1.0},
+        Way(compile="on", kernels="inductor"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_fastest_way_is_taken(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, seconds, wanted = CHOICES[name]
+    clock = Clock(seconds)
+    monkeypatch.setattr(warmup.Search, "_timed", lambda self, *args: clock.timed(self, *args))
+    made = Made(data, {"epochs": 10**5}, Way(), capture=RecordedOps())
+    config = made.chosen.config.model_copy(update=options)
+    chosen = replace(made.chosen, config=config)
+    monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: None)
+    found = warm_up_step(made.step, made.recipe, chosen, made.data)
+    assert found.way == wanted == made.step.way, found.reasons
+    assert set(found.reasons) == {"compile", "kernels", "graphs"}
+    assert found.options["graphs"] == ("on" if wanted.graphs else "off")
+    made.loaders.close()
+
+
+def test_what_cannot_be_had_is_refused_in_one_line(data: Path, tmp_path: Path) -> None:
+    recipe, runs = tiny_recipe({"optimizer.lookahead": {"k": 2}}), tmp_path / "runs"
+    with pytest.raises(
+        UserError, match="--graphs on is not possible here: CUDA graphs are for GPUs; use auto"
+    ):
+        train(recipe, tiny_config(data, graphs="on"), runs_dir=runs)
+    with pytest.raises(UserError, match="--compile whole is not possible here: Lookahead counts"):
+        train(recipe, tiny_config(data, compile="whole"), runs_dir=runs)
+    with pytest.raises(UserError, match=r"--kernels inductor is what torch\.compile makes; add --compile on"):
+        train(recipe, tiny_config(data, kernels="inductor", compile="off"), runs_dir=runs)
+    assert not runs.exists()
+
+
+def test_the_options_are_the_kernels_own() -> None:
+    from typing import get_args
+
+    from fastresnet.kernels.norm_act import KERNELS
+    from fastresnet.run import Kernels
+
+    assert set(get_args(Kernels)) == {"auto", *KERNELS}
+    assert fastresnet.RunConfig().kernels == "auto"
+    assert BATCH < EVAL_BATCH
