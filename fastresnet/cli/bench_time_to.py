@@ -101,6 +101,7 @@ def time_to(
     from fastresnet.cli.train import _assigned, check_loader
     from fastresnet.engine.fit import Interrupted
     from fastresnet.run import RunConfig
+    from fastresnet.signals import Stopped
 
     if show is not None:
         record = read_record(show)
@@ -115,7 +116,7 @@ def time_to(
         record = board.record
         try:
             _fill(board, path, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
-        except Interrupted as stop:
+        except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
             typer.echo(
                 f"stopped; the board is kept in {path}, and the same command goes on with it", err=True
             )
