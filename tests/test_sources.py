@@ -158,7 +158,20 @@ def test_stray_files_are_left_out(image_folder: Path) -> None:
     (image_folder / "train" / "ant" / "film.gif").write_bytes(b"x")
     dataset = open_dataset(str(image_folder))
     assert dataset.digest == before
-    assert "1 files that are not .jpg, .jpeg or .png (first: train/ant/film.gif)" in dataset.notices[0]
+    assert "left out 1 file not named .jpg, .jpeg or .png (first: train/ant/film.gif)" in dataset.notices[0]
+
+
+def test_an_empty_class_folder_is_said_as_long_as_it_is_there(image_folder: Path) -> None:
+    before = open_dataset(str(image_folder))
+    (image_folder / "train" / "dog").mkdir()
+    (image_folder / "test" / "eel").mkdir()
+    dataset = open_dataset(str(image_folder))
+    assert dataset.digest == before.digest and dataset.class_names == CLASSES
+    assert dataset.notices == ("class folder test/eel is empty", "class folder train/dog is empty")
+    shutil.rmtree(image_folder / "train" / "dog")
+    assert open_dataset(str(image_folder)).notices == ("class folder test/eel is empty",)
+    shutil.rmtree(image_folder / "test" / "eel")
+    assert open_dataset(str(image_folder)).folder == before.folder
 
 
 # What is wrong with a folder
@@ -170,6 +183,9 @@ def break_folder(root: Path, how: str) -> None:
         root.mkdir()
     elif how == "no test":
         (root / "test").rename(root / "val")
+    elif how == "capitals":
+        for split in ("train", "test"):
+            (root / split).rename(root / split.capitalize())
     elif how == "classes at the top":
         for name in CLASSES:
             (root / "train" / name).rename(root / name)
@@ -206,6 +222,7 @@ def break_folder(root: Path, how: str) -> None:
     [
         ("empty", ["photos holds no .jpg, .jpeg or .png images", "{train,test}/<class>/<file>"]),
         ("no test", ["no images in test/", "{train,test}/<class>/<file>", "what it has instead is val"]),
+        ("capitals", ["no images in train/ or test/", "what it has instead is Test, Train"]),
         ("classes at the top", ["ant, bee, cat", "put them under train/ and test/"]),
         ("one class", ["one class only ('ant')"]),
         ("class only in test", ["'bee'", "in test but not in train"]),

@@ -118,7 +118,7 @@ def _left_out(seen: Sequence[Entry], root: str, elsewhere: dict[str, int]) -> tu
     others = sorted(path for path in others if path[len(root) :].startswith(("train/", "test/")))
     if others:
         notices.append(
-            f"left out {len(others)} files that are not .jpg, .jpeg or .png (first: {shown(others[0])})"
+            f"left out {counted(len(others), 'file')} not named .jpg, .jpeg or .png (first: {shown(others[0])})"
         )
     if elsewhere:
         folders = shown(", ".join(sorted(elsewhere)[:3]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 from fastresnet.loaders.sources import download
 from fastresnet.loaders.sources.folder import image_contents
 from fastresnet.loaders.sources.official import FILES, holds_pickles, pickle_contents
-from fastresnet.loaders.sources.source import SPLITS, Contents, Progress
+from fastresnet.loaders.sources.source import SPLITS, Contents, Progress, shown
 from fastresnet.loaders.sources.tree import (
     Entry,
     FolderTree,
@@ -72,11 +73,26 @@ class Folder:
     def fingerprint(self, progress: Progress) -> str:
         """Return a hash of the files' relative paths, sizes and modification times."""
         listing = sorted((as_bytes(path), size, mtime) for path, size, mtime in self._listed(progress))
+        listing += [(as_bytes(path), 0, 0) for path in self._empty_classes(progress)]
         return hashlib.sha256(repr(listing).encode()).hexdigest()
 
     def scan(self, progress: Progress) -> Contents:
         """Read the folder's pickles or look at its images."""
-        return _contents(self._tree, self._listed(progress), self.stem, self._image_size, progress)
+        contents = _contents(self._tree, self._listed(progress), self.stem, self._image_size, progress)
+        notices = tuple(f"class folder {shown(path)} is empty" for path in self._empty_classes(progress))
+        return dataclasses.replace(contents, notices=(*notices, *contents.notices))
+
+    def _empty_classes(self, progress: Progress) -> list[str]:
+        """Return the class folders that hold no file, as ``split/class``."""
+        filled = {path.rpartition("/")[0] for path, _, _ in self._listed(progress)}
+        folders = [
+            f"{split}/{entry.name}"
+            for split in SPLITS
+            if (self._tree.root / split).is_dir()
+            for entry in (self._tree.root / split).iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        ]
+        return sorted(set(folders) - filled, key=as_bytes)
 
 
 def _folder_tree(path: Path) -> FolderTree:
@@ -87,9 +103,9 @@ def _folder_tree(path: Path) -> FolderTree:
     inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     if len(inner) == 1 and all((inner[0] / split).is_dir() for split in SPLITS):
         path = inner[0]  # as unpacking an archive may leave it
-    found = [split for split in SPLITS if (path / split).is_dir()]
-    if len(found) == len(SPLITS):
+    if all((path / split).is_dir() for split in SPLITS):
         return FolderTree(path, only=SPLITS)
+    found = [entry for entry in inner if entry.name.lower().startswith(("train", "test", "val"))]
     return FolderTree(path, depth=3 if found else 2)  # enough to say what is wrong
 
 
