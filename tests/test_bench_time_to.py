@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import write_tiny
 from typer.testing import CliRunner, Result
 
@@ -19,6 +21,7 @@ from fastresnet.arch import get_arch
 from fastresnet.bench import time_to_accuracy
 from fastresnet.bench.board import Row, resolve_target, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.peers import Peer
 from fastresnet.bench.time_to_accuracy import default_names
 from fastresnet.catalogue import BUDGET
@@ -272,3 +275,39 @@ def test_runs_of_a_row_come_by_seed() -> None:
         [run_of(this, 2, 0.1, 1), run_of(this, 0, 0.2, 1), run_of(row("that"), 1, 0.3, 1)], [this]
     )
     assert [run["seed"] for run in runs_of(record, this)] == [0, 2]
+
+
+def test_a_long_board_says_so_before_it_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any, **__: Any) -> Any:
+        raise UserError("enough")
+
+    monkeypatch.setattr(time_to_accuracy, "measure_run_s", lambda recipe, config, data: 400.0)
+    monkeypatch.setattr(time_to_accuracy, "train", train)
+    own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--peer", "other=true")
+    long = bench(*own, "--runs", "2")
+    assert str(long.exception) == "enough"
+    assert "this will take about 13 min 20 s (2 runs, beside 1 peers whose time is unknown)" in long.output
+    assert "will take" not in bench(*own, "--runs", "1").output
+    searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # 4 / 2 + 4 bits of epochs
+    assert "about 40 min 00 s (6 runs" in searched.output
+
+
+def test_energy_is_the_difference_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for NVML that has the card use 250 J between two readings."""
+    readings = iter([1_000_000, 1_250_000, 1_500_000])
+    nvml = types.ModuleType("pynvml")
+    nvml.nvmlInit = lambda: None  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: next(readings)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    card = types.SimpleNamespace(uuid="1-2")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    meter = EnergyMeter(torch.device("cuda", 0))
+    before, after = meter.read(), meter.read()
+    assert meter.obstacle is None and before is not None and after is not None and after - before == 250
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    without = EnergyMeter(torch.device("cuda", 0))
+    assert without.obstacle == "nvidia-ml-py is not installed" and without.read() is None
+    assert EnergyMeter(torch.device("cpu")).read() is None

@@ -81,5 +81,5 @@ def kernels(
         typer.echo(f"record     {path}, and the same as .md and .png", err=True)
     page = to_markdown(record)
     for place in insert or []:
-        insert_marked("bench kernels", page, place)
+        insert_marked("bench kernels", page.partition("\n\n")[2], place)  # without its heading
     typer.echo(page, nl=False)

@@ -86,7 +86,7 @@ def throughput(
         typer.echo(f"record     {path}, and the same as .md", err=True)
     page = to_markdown(record)
     for place in insert or []:
-        insert_marked("bench throughput", page, place)
+        insert_marked("bench throughput", page.partition("\n\n")[2], place)  # without its heading
     typer.echo(page, nl=False)
 
 

@@ -126,7 +126,7 @@ def time_to(
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
     page = to_markdown(record)
     for place in insert or []:
-        insert_marked("bench time-to", page, place)
+        insert_marked("bench time-to", page.partition("\n\n")[2], place)  # without its heading
     typer.echo(page, nl=False)
 
 
