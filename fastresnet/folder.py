@@ -247,7 +247,10 @@ class RunFolder:
             raise explain_os_error(error, f"cannot read {path}") from error
         if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
             raise UserError(f"{path} was altered: its first {mark['bytes']} bytes are not what the run wrote")
-        return [json.loads(line) for line in kept.splitlines()], kept
+        try:
+            return [json.loads(line) for line in kept.splitlines()], kept
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} was altered: a line of it is not one that a run writes") from None
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_sealed_json(self.path / RESULT, {**result, "events": self.events_mark()})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastresnet.atomic import write_atomic
 from fastresnet.errors import UserError
 from fastresnet.loaders.protocol import Split
+from fastresnet.loaders.sources.source import shown
 
 VERSION = 2
 _HEADER = np.dtype(
@@ -85,8 +86,13 @@ def read_beton(path: Path) -> Beton:
         kinds = [int(field["kind"]) for field in fields]
         images, labels = ([i for i, kind in enumerate(kinds) if kind == wanted] for wanted in (_RGB, _INT))
         if len(images) != 1 or len(labels) != 1 or set(kinds) - _METADATA.keys():
-            held = ", ".join(f"{name} (type {kind})" for name, kind in zip(names, kinds, strict=True))
-            raise UserError(f"{path} must have one image field and one integer label field; it has {held}")
+            held = ", ".join(
+                f"{name} (type {kind})" for name, kind in list(zip(names, kinds, strict=True))[:8]
+            )
+            held += ", ..." if len(kinds) > 8 else ""
+            raise UserError(
+                f"{path} must have one image field and one integer label field; it has {shown(held)}"
+            )
         start += fields.nbytes
         row = np.dtype([("", _METADATA[kind]) for kind in kinds], align=True)
         rows = data[start : start + int(header["num_samples"]) * row.itemsize].view(row)
@@ -97,7 +103,8 @@ def read_beton(path: Path) -> Beton:
         places = order[np.searchsorted(table["pointer"][order], pointers).clip(0, len(order) - 1)]
         sizes = table["size"][places].astype(np.int64)
         known = table["pointer"][places].astype(np.int64) == pointers
-        if len(rows) != header["num_samples"] or not known.all() or (pointers + sizes > len(data)).any():
+        inside = (pointers >= 0) & (sizes >= 0) & (pointers <= len(data) - sizes)
+        if len(rows) != header["num_samples"] or not known.all() or not inside.all():
             raise _bad(path, "it is truncated")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -107,6 +114,8 @@ def read_beton(path: Path) -> Beton:
     is_jpeg = meta["mode"] == _JPEG
     if (~is_jpeg & (sizes != heights * widths * 3)).any():
         raise _bad(path, "a raw image has another size than its height and width say")
+    if not (heights.all() and widths.all()):
+        raise _bad(path, "an image has no pixels")
     return Beton(
         path=path,
         image_field=names[images[0]],

@@ -138,12 +138,6 @@ def test_no_broken_pickle_gets_past_the_reader(data: st.DataObject) -> None:
     assert not isinstance(loaded, np.ndarray | np.dtype) and not callable(loaded)
 
 
-@pytest.mark.parametrize("put", [b"r\x00\x00\x00\x10", b"p268435456\n"], ids=["binary", "text"])
-def test_a_memo_entry_that_would_take_gigabytes_is_refused(put: bytes) -> None:
-    with pytest.raises(UserError, match="memo entry 268435456"):
-        official._load(b"\x80\x02N" + put + b".", "file")
-
-
 # Download
 
 

@@ -20,6 +20,7 @@ from fastresnet.folder import RunFolder
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 NEXT = "next.safetensors"  # a whole checkpoint that is about to become the last
 FORMAT = "1"
+_MAX_SPREAD = 16  # elements of memory an element of a tensor; a forged file's strides could ask for any
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
@@ -45,8 +46,11 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if "$tensor" in value:
         # The strides are kept, since the order of a kernel's loop can decide its last bit. Copied, since the file's
         # tensors are views of its map.
-        stored = tensors[value["$tensor"]]
-        return torch.empty_strided(stored.shape, value["strides"], dtype=stored.dtype).copy_(stored)
+        stored, strides = tensors[value["$tensor"]], value["strides"]
+        reach = sum((size - 1) * stride for size, stride in zip(stored.shape, strides, strict=True))
+        if stored.numel() and not (min(strides, default=0) >= 0 and reach <= _MAX_SPREAD * stored.numel()):
+            raise ValueError(f"{value['$tensor']} has strides {strides}")
+        return torch.empty_strided(stored.shape, strides, dtype=stored.dtype).copy_(stored)
     if "$tuple" in value:
         return tuple(_decode(entry, tensors) for entry in value["$tuple"])
     return {key: _decode(entry, tensors) for key, entry in value["$dict"]}
@@ -95,9 +99,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     text = metadata.get("content", "")
     if _digest(text, tensors) != metadata.get("sha256"):
         raise UserError(f"{path} is torn or was altered: its contents do not match its sha256")
-    content = _decode(json.loads(text), tensors)
-    assert isinstance(content, dict)
-    return {**content, "sha256": metadata["sha256"]}
+    try:
+        return {**_decode(json.loads(text), tensors), "sha256": metadata["sha256"]}
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # whole, but not as we write it
+        raise UserError(
+            f"{path} is not a fastresnet checkpoint of format {FORMAT}: {str(error)[:200]}"
+        ) from None
 
 
 def save_last(folder: Path, content: dict[str, Any]) -> None:

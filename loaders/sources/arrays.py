@@ -6,12 +6,14 @@ Keys: ``train_images``, ``test_images``: uint8 [N, H, W, 3], or grey as [N, H, W
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from fastresnet.errors import UserError, did_you_mean
@@ -81,12 +83,47 @@ class ArrayFile:
                     )
                 known = [key for key in archive.files if key in (*REQUIRED, *OPTIONAL)]
                 others = [key for key in archive.files if key not in known]
+                self._check_sizes(archive.zip, known)
                 return {key: archive[key] for key in known}, (
                     [f"left out the arrays {', '.join(others)}"] if others else []
                 )
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+        ) as error:
             reason = "it holds Python objects" if "allow_pickle" in str(error) else shown(str(error))
             raise UserError(f"{self._path} is no readable .npz of plain arrays ({reason})") from error
+
+    def _check_sizes(self, archive: zipfile.ZipFile, keys: list[str]) -> None:
+        """Refuse arrays that claim more bytes than they bring, or than this machine has memory for."""
+        total = 0
+        for key in keys:
+            info = archive.getinfo(f"{key}.npy")
+            with archive.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(file)
+                num_bytes = math.prod(shape) * dtype.itemsize
+                if not dtype.hasobject and num_bytes != info.file_size - file.tell():
+                    raise ValueError(
+                        f"{key} has {info.file_size - file.tell():,} bytes; its shape needs {num_bytes:,}"
+                    )
+                total += num_bytes
+        available = psutil.virtual_memory().available
+        if total > available:
+            raise UserError(
+                f"{self._path} holds {total / 1e9:.1f} GB of arrays, and this machine has {available / 1e9:.1f} GB of "
+                "memory free; give fewer images, or image files in a folder"
+            )
 
     def _images(self, arrays: dict[str, NDArray[np.generic]], split: SplitName) -> NDArray[np.uint8]:
         key = f"{split}_images"

@@ -106,7 +106,7 @@ class BetonPair:
             return tuple(str(label) for label in range(high + 1))
         try:
             names = json.loads(self._classes.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self._classes} cannot be read ({shown(str(error))}); mend or remove it"
             ) from error

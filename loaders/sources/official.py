@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
-import pickletools
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,10 @@ PUBLISHED_MD5 = {
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
 _ROWS = 1024  # images a block
+_MAX_CLASSES, _MAX_NAME = (
+    1000,
+    1000,
+)  # and characters of a name: a pickle can name one long text any number of times
 
 
 def holds_pickles(names: set[str]) -> bool:
@@ -121,6 +126,10 @@ def _class_names(meta: Any, where: str) -> tuple[str, ...]:
     names = meta.get(b"label_names") if isinstance(meta, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         raise UserError(f"{where} has no list label_names; get the official files again")
+    if len(names) > _MAX_CLASSES or any(len(name) > _MAX_NAME for name in names):
+        raise UserError(
+            f"{where} has over {_MAX_CLASSES} label_names, or longer ones; get the official files again"
+        )
     return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
 
 
@@ -133,10 +142,13 @@ def _batch(raw: bytes, where: str, num_classes: int) -> _Batch:
     labels = labels.array if isinstance(labels, _Array) else labels
     if planes is None or planes.dtype != np.uint8 or planes.ndim != 2 or planes.shape[1] != 3 * IMAGE_SIZE**2:
         raise UserError(f"{where} has no uint8 array data of [n, 3072]; get the official files again")
-    try:
-        checked = np.array(labels, np.int64)
-    except (TypeError, ValueError, OverflowError):
-        checked = np.empty(0, np.int64)
+    checked = np.empty(0, np.int64)
+    # Looked at one by one: lists of lists may share their parts, and be endless once they are spread out.
+    if isinstance(labels, np.ndarray) or (
+        isinstance(labels, list) and all(type(each) is int for each in labels)
+    ):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            checked = np.array(labels, np.int64)
     if checked.shape != (len(planes),) or (
         len(checked) and not 0 <= checked.min() <= checked.max() < num_classes
     ):
@@ -180,17 +192,9 @@ def _frombuffer(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> 
     return made
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for codecs.encode, with which Python 3 writes bytes at protocol 2."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin-1")
-
-
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
 }
@@ -200,31 +204,89 @@ class _Refused(Exception):
     """The pickle asks for something that is neither a plain container nor an array."""
 
 
-class _ArraysOnly(pickle.Unpickler):
+def _opcodes(*names: str) -> dict[int, Any]:
+    """Return Python's own way of carrying out these opcodes, by their byte."""
+    table: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+    return {getattr(pickle, name)[0]: table[getattr(pickle, name)[0]] for name in names}
+
+
+class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Python's unpickler in Python, with the opcodes that containers and arrays need, and no other.
+
+    Keys are texts: the hash of tuples in tuples would take a time that doubles with each. State is set on our own
+    stand-ins alone, which leaves our functions as they are. Bytes made from text add up to the file's length at most.
+    """
+
+    dispatch = _opcodes(
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BUILD", "GLOBAL", "STACK_GLOBAL", "REDUCE"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw), encoding="bytes")
+        self._size = self._left = len(raw)
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _ADMITTED[module, name]
         except KeyError:
             raise _Refused(f"{module}.{name}") from None
 
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """Stand in for codecs.encode, with which Python 3 writes bytes at protocol 2."""
+        self._left -= len(text)
+        if encoding != "latin1" or self._left < 0:
+            raise ValueError(f"{len(text)} characters to be encoded as {encoding!r}")
+        return text.encode("latin-1")
 
-def _check_memo(raw: bytes) -> None:
-    """Refuse an entry beyond the file's own length: the unpickler would allocate and clear every one before it."""
-    for opcode, argument, _ in pickletools.genops(raw):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > len(raw):
-            raise ValueError(f"memo entry {argument}")
+    def _byte_array(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        if size > self._size:  # Python's own would make it first, and then look for its bytes
+            raise ValueError(f"{size} bytes")
+        self.append(bytearray(self.read(size)))
+
+    def _checked(self, opcode: bytes, keys: list[Any]) -> None:
+        if not all(isinstance(key, bytes | str | int) for key in keys):
+            raise ValueError("a dictionary's key that is no text")
+        pickle._Unpickler.dispatch[opcode[0]](self)  # type: ignore[attr-defined]
+
+    def _dict(self) -> None:
+        self._checked(pickle.DICT, self.stack[::2])
+
+    def _set_item(self) -> None:
+        self._checked(pickle.SETITEM, self.stack[-2:-1])
+
+    def _set_items(self) -> None:
+        self._checked(pickle.SETITEMS, self.stack[::2])
+
+    def _build(self) -> None:
+        if not isinstance(self.stack[-2], _Array | _Dtype):
+            raise ValueError("state of something that is no array")
+        pickle._Unpickler.dispatch[pickle.BUILD[0]](self)  # type: ignore[attr-defined]
+
+    dispatch |= {pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
+    dispatch |= {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _byte_array}
 
 
 def _load(raw: bytes, where: str) -> Any:
     try:
-        _check_memo(raw)
-        return _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
+        return _ArraysOnly(raw).load()
     except _Refused as error:
         raise UserError(
-            f"{where} is a pickle that asks for code ({shown(str(error))}); only plain containers and NumPy arrays are "
-            "loaded"
+            f"{where} is a pickle that asks for code ({_cut(error)}); only plain containers and NumPy arrays are loaded"
         ) from error
     except Exception as error:  # a broken pickle can raise anything
         raise UserError(
-            f"{where} is truncated or no pickle of arrays ({shown(str(error))}); get it again"
+            f"{where} is truncated or no pickle of arrays ({_cut(error)}); get it again"
         ) from error
+
+
+def _cut(error: Exception) -> str:
+    return shown(str(error)[:200] or type(error).__name__)

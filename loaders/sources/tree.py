@@ -20,6 +20,7 @@ from fastresnet.loaders.sources.source import Progress, shown
 
 _CHUNK = 1 << 20  # bytes
 _MAX_FILE = 1 << 28  # bytes of one file in a tar; more is no image, but would be read into memory
+_MAX_HEADER = 1 << 20  # bytes of a member's long name or attributes
 _MAGIC = {"xz": b"\xfd7zXZ\x00", "gzip": b"\x1f\x8b"}
 TAR_SUFFIXES = {
     ".tar": "tar",
@@ -116,6 +117,10 @@ class FolderTree:
                         yield from self._walk(Path(item.path), f"{prefix}{item.name}/", depth - 1)
                 else:
                     status = item.stat()
+                    if (
+                        not item.is_file()
+                    ):  # a pipe, whose reader would wait, or a device, which may have no end
+                        raise UserError(f"{item.path} is no plain file; take it out of the folder")
                     yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
 
     def files(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, File]]:
@@ -124,7 +129,16 @@ class FolderTree:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Refuses a broken or missing header where tarfile would take it for the end of the archive."""
+    """Refuses a broken or missing header where tarfile would take it for the end of the archive.
+
+    And one whose long name or attributes, which tarfile reads into memory whole, are longer than any path.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        is_file = self.type in (*tarfile.REGULAR_TYPES, tarfile.GNUTYPE_SPARSE)
+        if not is_file and self.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
