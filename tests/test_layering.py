@@ -17,10 +17,7 @@ import pytest
 import fastresnet
 
 PACKAGE = Path(fastresnet.__file__).parent
-OPTIONAL = {
-    *("ffcv", "nvidia", "triton", "optuna", "psycopg", "onnx", "onnxscript", "onnxruntime", "pynvml"),
-    "tensorboard",
-}
+OPTIONAL = {"ffcv", "nvidia", "triton", "optuna", "psycopg", "onnx", "onnxscript", "onnxruntime", "pynvml"}
 SLOW_TO_IMPORT = {"torch", "torchvision", "numba", "matplotlib", *OPTIONAL}
 
 
