@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -94,3 +97,16 @@ def test_archs_refuses(arguments: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError) as caught:
         run_archs(*arguments)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_output_that_meets_a_full_disk_is_one_line() -> None:
+    """It was a traceback, or with little to print nothing but an exit status of 120."""
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "fastresnet", "archs"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "fastresnet: error: cannot write what is printed, or read a file: No space left on device; free some space and "
+        "try again"
+    ]

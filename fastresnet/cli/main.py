@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fastresnet import __version__
+from fastresnet.atomic import explain_os_error
 from fastresnet.cli import (
     archs,
     bench,
@@ -65,15 +67,23 @@ def main() -> None:
     raise_stopped()
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
         typer.echo(f"fastresnet: stopped by {stopped.name}; nothing was left half-written", err=True)
         sys.exit(128 + stopped.signum)
     except BrokenPipeError:
-        # The reader of our output has gone; say nothing more into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()  # the reader of our output has gone
         sys.exit(141)
+    except OSError as error:
+        _say_no_more()  # into a file on a full disk, perhaps
+        what = (
+            f"cannot use {error.filename}"
+            if error.filename
+            else "cannot write what is printed, or read a file"
+        )
+        _fail(str(explain_os_error(error, what)))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -81,6 +91,12 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _say_no_more() -> None:
+    """Throw away what is printed from now on, and what could not be written yet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> None:
-    typer.echo(f"fastresnet: error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):
+        typer.echo(f"fastresnet: error: {' '.join(message.split())}", err=True)
     sys.exit(2)
