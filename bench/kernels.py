@@ -228,7 +228,7 @@ def bench_kernels(
     device = resolve_device(device_wanted)
     threads = resolve_threads(0)
     torch.set_num_threads(threads)
-    obstacle = None if INTERPRETED and device.type == "cpu" else triton_obstacle(device)
+    obstacle = triton_obstacle(device)
     no_compiler = compiler_missing(device)
     implementations = ["eager"] if no_compiler else ["eager", "inductor"]
     implementations += kernels if obstacle is None else ()

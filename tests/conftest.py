@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import kernel_interpreter  # noqa: F401 - first, for what it sets
 import pytest
-import torch
 from made_data import OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
 from tiny_runs import ARCH, BATCH, STEPS, StopAt, only_run, write_tiny
 from typed_commands import Command
@@ -21,10 +21,6 @@ from fastresnet.loaders.sources import download
 from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig
 from fastresnet.training import train
-
-if not torch.cuda.is_available():
-    # the kernels' tests run in Triton's interpreter, which has to be asked for before Triton is first imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

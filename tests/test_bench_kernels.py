@@ -61,6 +61,7 @@ def test_cases_of_a_network() -> None:
 def test_what_is_saved() -> None:
     """Beside inputs and output: a mean and a variance a channel, and a bit an element where there is an add."""
     need("triton")
+    assert (DEVICE.type == "cpu") == kernels.INTERPRETED  # or what is tested would be plain PyTorch
     small = {"batch_size": 2, "channels": 8, "side": 4, "dtype": torch.float32}
 
     def saved(added: str, activation: str) -> int:
@@ -171,7 +172,8 @@ def test_one_small_case_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Eager alone where there is no compiler: what the command can do anywhere."""
     monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(kernels, "compiler_missing", lambda device: "no C++ compiler was found")
-    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    reason = "Triton compiles for GPUs, and this run is on the cpu"
+    monkeypatch.setattr(kernels, "triton_obstacle", lambda device: reason)
     own = ("--arch", "n1-b1-c4", "--batch-size", "2", "--rounds", "1", "--device", "cpu")
     out = tmp_path / "k.json"
     done = CliRunner().invoke(app, ["bench", "kernels", *own, "--out", str(out)])
@@ -179,5 +181,5 @@ def test_one_small_case_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     record = json.loads(out.read_text())
     assert {row["implementation"] for row in record["rows"]} == {"eager"} and len(record["rows"]) == 6
     page = out.with_suffix(".md").read_text()
-    assert "kernels are unmeasured here: Triton compiles for GPUs, and this run is on the cpu" in page
+    assert f"kernels are unmeasured here: {reason}" in page
     assert "Inductor is unmeasured here: no C++ compiler was found" in page
