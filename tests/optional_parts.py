@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
+from postgres_server import postgres_programs
 
 
 def _importable(*modules: str) -> bool:
@@ -29,6 +30,9 @@ PARTS: dict[str, Callable[[], bool]] = {
     "onnx": lambda: all(_importable(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     "chromium": lambda: (
         all(shutil.which(name) for name in ("chromium", "chromedriver")) and _importable("selenium")
+    ),
+    "postgresql": lambda: (
+        postgres_programs() is not None and _importable("optuna") and _importable("psycopg")
     ),
 }
 
