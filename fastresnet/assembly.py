@@ -13,7 +13,9 @@ import torch
 from fastresnet.augment import build_augment
 from fastresnet.draws import Purpose, scalar_seed
 from fastresnet.engine import machine
+from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.engine.evaluate import EVAL_BATCH
+from fastresnet.engine.exchange import Exchange
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
 from fastresnet.engine.step import TrainStep, Way
@@ -51,6 +53,7 @@ class Machine:
         device, device_name: where, and what that is called.
         amp_dtype: dtype of activations.
         environment: versions and machine that the run's figures hold for.
+        ranks: the processes that train together, this one among them.
     """
 
     config: RunConfig
@@ -58,25 +61,27 @@ class Machine:
     device_name: str
     amp_dtype: torch.dtype
     environment: dict[str, Any]
+    ranks: Ranks = ALONE
 
 
-def choose_machine(config: RunConfig) -> Machine:
+def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
     """Resolve what the config leaves to the machine, and set the process up for it.
 
     How steps are done (``compile``, ``kernels``, ``graphs``) is measured later, in the warm-up.
 
     Raises:
-        UserError: something was asked for that this machine cannot do.
+        UserError: something was asked for that this machine cannot do, or it has too few GPUs for its ranks.
     """
-    device = machine.resolve_device(config.device)
+    device = machine.resolve_device(config.device, ranks)
     check_kernels(config.kernels, device, config.compile)
     # torch keeps what it has compiled, for every process: beside our own cache, and not where a reboot clears it.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     resolved = config.model_copy(
         update={
-            "device": str(device),
+            # each rank has the GPU of its number
+            "device": str(device) if ranks.is_alone else device.type,
             "amp": machine.resolve_amp(config.amp, device),
-            "threads": machine.resolve_threads(config.threads),
+            "threads": machine.resolve_threads(config.threads, ranks),
         }
     )
     machine.prepare(resolved, device)
@@ -86,7 +91,8 @@ def choose_machine(config: RunConfig) -> Machine:
         device=device,
         device_name=name,
         amp_dtype=machine.AMP_DTYPES[resolved.amp],
-        environment=environment(name, resolved.threads),
+        environment=environment(name, resolved.threads, ranks.world_size),
+        ranks=ranks,
     )
 
 
@@ -184,11 +190,15 @@ class Loaders:
         self._opened.close()
 
 
-def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> Loaders:
-    """Open a run's loaders; ``auto`` takes the registry's default."""
+def open_loaders(
+    recipe: Recipe, config: RunConfig, data: Data, device: torch.device, ranks: Ranks = ALONE
+) -> Loaders:
+    """Open a run's loaders, of which each rank has its share; ``auto`` takes the registry's default."""
     backend = config.loader if config.loader != "auto" else default_backend(data.splits.values(), device)
-    shuffled = train_loader_spec(recipe, config)
-    in_order = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
+    shuffled = train_loader_spec(recipe, config, ranks)
+    in_order = LoaderSpec(
+        batch_size=EVAL_BATCH * ranks.world_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size
+    )
     with ExitStack() as stack:
 
         def opened(name: str, spec: LoaderSpec) -> Loader:
@@ -201,8 +211,12 @@ def open_loaders(recipe: Recipe, config: RunConfig, data: Data, device: torch.de
         return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
 
 
-def train_loader_spec(recipe: Recipe, config: RunConfig) -> LoaderSpec:
-    """Return what the training loader yields: shuffled, cropped and flipped as the recipe says."""
+def train_loader_spec(recipe: Recipe, config: RunConfig, ranks: Ranks = ALONE) -> LoaderSpec:
+    """Return what the training loader yields: shuffled, cropped and flipped as the recipe says.
+
+    Raises:
+        UserError: a batch size that does not divide over the ranks.
+    """
     crop = recipe.augment.crop
     return LoaderSpec(
         batch_size=recipe.batch_size,
@@ -211,6 +225,8 @@ def train_loader_spec(recipe: Recipe, config: RunConfig) -> LoaderSpec:
         padding=crop.padding if crop else 0,
         padding_mode=crop.mode if crop else "zero",
         flip=recipe.augment.flip,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
 
@@ -227,7 +243,7 @@ def build_step(
     Raises:
         UserError: weights of another network.
     """
-    config, device, dataset = chosen.config, chosen.device, data.dataset
+    config, device, dataset, ranks = chosen.config, chosen.device, data.dataset, chosen.ranks
     spec = recipe.arch_spec()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
@@ -253,7 +269,23 @@ def build_step(
     )
     mix = None
     if recipe.mix:
-        mix = Mix(recipe.mix, seed=config.seed, batch_size=recipe.batch_size, drop_last=recipe.drop_last)
+        mix = Mix(
+            recipe.mix,
+            seed=config.seed,
+            batch_size=recipe.batch_size,
+            drop_last=recipe.drop_last,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+    exchange = None
+    if not ranks.is_alone:
+        exchange = Exchange(
+            model,
+            ranks,
+            batch_size=recipe.batch_size,
+            num_samples=len(data.splits["train"].members),
+            sync_norms=config.sync_bn,
+        )
     step = TrainStep(
         state,
         augment=build_augment(recipe, dataset.mean, dataset.std, dataset.image_size).to(device),
@@ -263,6 +295,7 @@ def build_step(
         amp_dtype=chosen.amp_dtype,
         seed=config.seed,
         has_dropout=any(asdict(spec.dropout).values()),
+        exchange=exchange,
     )
     step.take(way_of(config))
     return step
@@ -294,11 +327,14 @@ def warm_up_step(
     Raises:
         UserError: the config asks for a way that is not possible.
     """
-    config, device, dataset, state = chosen.config, chosen.device, data.dataset, step.state
+    config, device, dataset, ranks = chosen.config, chosen.device, data.dataset, chosen.ranks
+    state = step.state
     members = data.splits["train"].members
     rest = len(members) % recipe.batch_size
     sizes = [recipe.batch_size] if len(members) >= recipe.batch_size else []
     sizes += [rest] if rest and not recipe.drop_last else []
+    if not ranks.is_alone:  # which do incomplete batches as they are
+        sizes = [ranks.share(sizes[0])]
     step.augment.begin_epoch(config.seed, state.epoch, members, device)
     *batches, eval_batch = random_batches(
         [*sizes, EVAL_BATCH], dataset.image_size, dataset.num_classes, torch.from_numpy(members), device
@@ -308,7 +344,7 @@ def warm_up_step(
         batches=batches,
         config=config,
         num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
-        compiler_missing=compiler_missing(device),
+        compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),
         choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
     )
     return warm_up(search, eval_batch, [False, True] if recipe.tta == "flip" else [False])

@@ -12,3 +12,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the nearest of ``allowed``, or an empty string."""
     near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class ToldElsewhere(UserError):
+    """A mistake that another process of the run tells the user of."""

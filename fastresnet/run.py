@@ -36,6 +36,8 @@ class RunConfig(BaseModel):
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
         device, loader, amp, compile, kernels, graphs, threads: ``auto`` (0 threads) until resolved; a run that has
             started holds what was chosen, and a resumed run reuses it.
+        sync_bn: over several ranks, normalise by the statistics of the whole batch, as one process does;
+            otherwise each rank by those of its share. A process by itself does the same either way.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
         deterministic: refuse CUDA operations whose result depends on timing.
         save_every_s: seconds between checkpoints.
@@ -59,6 +61,7 @@ class RunConfig(BaseModel):
     graphs: Graphs = "auto"
     threads: int = Field(default=0, ge=0, le=4096)
     deterministic: bool = False
+    sync_bn: bool = True
     save_every_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     eval_every: int = Field(default=1, ge=1)
 
@@ -198,11 +201,21 @@ def file_change(record: dict[str, str]) -> str | None:
 
 
 # What must match for a resumed run to give the same bits (contract 3).
-MACHINE_KEYS = ("cpu", "python", "fastresnet", "torch", "numpy", "device_name", "cuda", "threads")
+MACHINE_KEYS = (
+    "cpu",
+    "python",
+    "fastresnet",
+    "torch",
+    "numpy",
+    "device_name",
+    "cuda",
+    "threads",
+    "world_size",
+)
 
 
-def environment(device_name: str, threads: int) -> dict[str, Any]:
-    """Return the versions and machine that a run's figures hold for."""
+def environment(device_name: str, threads: int, world_size: int = 1) -> dict[str, Any]:
+    """Return the versions and machine that a run's figures hold for; threads are those of each process."""
     import numpy
     import torch
 
@@ -217,13 +230,16 @@ def environment(device_name: str, threads: int) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "threads": threads,
+        "world_size": world_size,
         "system": platform.platform(),
     }
 
 
 def machine_difference(recorded: dict[str, Any], here: dict[str, Any]) -> str | None:
     """Return the first difference that may change a resumed run's bits, in words; None if there is none."""
+    recorded = {"world_size": 1, **recorded}
     for key in MACHINE_KEYS:
         if recorded.get(key) != here.get(key):
-            return f"{key} was {recorded.get(key)!r} and is {here.get(key)!r}"
+            name = "the number of ranks" if key == "world_size" else key
+            return f"{name} was {recorded.get(key)!r} and is {here.get(key)!r}"
     return None

@@ -11,6 +11,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
+# torchrun passes on what the terminal has sent already, perhaps late, and kills by itself after 30 s.
+TORCHRUN_PATIENCE_S = 15.0
 
 
 class Stopped(BaseException):
@@ -33,6 +35,7 @@ def on_stop(ask: Callable[[int], None]) -> dict[int, Any]:
     Only the main thread may call it.
     """
     owner, first = os.getpid(), 0.0
+    patience_s = TORCHRUN_PATIENCE_S if "TORCHELASTIC_RUN_ID" in os.environ else PATIENCE_S
 
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal first
@@ -41,7 +44,7 @@ def on_stop(ask: Callable[[int], None]) -> dict[int, Any]:
         if not first:
             first = time.monotonic()
             ask(signum)
-        elif time.monotonic() - first > PATIENCE_S:
+        elif time.monotonic() - first > patience_s:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 

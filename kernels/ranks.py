@@ -24,11 +24,11 @@ def combine_ranks(
         mean, var: [C], this rank's; anything finite if it has no samples.
         count: values a channel has on this rank, 0 included.
     """
-    from torch.distributed._functional_collectives import all_gather_tensor
-
     # one exchange of 2C + 1 numbers; added up in rank order here, so that no rank rounds differently
     packed = torch.cat([mean, var, torch.full_like(mean[:1], count)])
-    gathered = all_gather_tensor(packed, 0, group).view(-1, len(packed))  # type: ignore[arg-type]
+    num_ranks = distributed.get_world_size()
+    sent = torch.ops._c10d_functional.all_gather_into_tensor(packed, num_ranks, group)
+    gathered = torch.ops._c10d_functional.wait_tensor(sent).view(num_ranks, len(packed))
     means, variances, counts = gathered.split([len(mean), len(var), 1], dim=1)
     total = counts.sum(0)
     mean = (means * counts).sum(0) / total

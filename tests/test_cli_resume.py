@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import ARCH, STEPS, only_run, write_tiny
 from typed_commands import TINY, Command, error_of
 
-from fastresnet import training
+from fastresnet import training_run
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import BEST, LAST, PREVIOUS
 
@@ -53,7 +53,7 @@ def test_stopped_before_its_first_step_a_run_that_goes_on_says_how(
         signal.raise_signal(signal.SIGINT)
 
     before = (stopped / LAST).read_bytes()
-    monkeypatch.setattr(training, "open_data", stop)
+    monkeypatch.setattr(training_run, "open_data", stop)
     code, out, err = fastresnet("train", "--resume", "last")
     assert (code, err) == (130, "")
     assert out.splitlines() == [

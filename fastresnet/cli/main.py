@@ -24,8 +24,10 @@ from fastresnet.cli import (
     sweep,
     train,
 )
-from fastresnet.errors import UserError
+from fastresnet.cli.launched import leave, over_ranks, refuse_ranks
+from fastresnet.errors import ToldElsewhere, UserError
 from fastresnet.signals import Stopped, raise_stopped
+from fastresnet.torchrun import read_launch
 
 app = typer.Typer(
     add_completion=False,
@@ -34,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train small-image residual networks fast, and measure it. Every command has --help.",
 )
-app.command("train")(train.train)
+app.command("train")(over_ranks(train.train))
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
@@ -55,11 +57,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in (None, "train"):
+        refuse_ranks(str(context.invoked_subcommand))
 
 
 def main() -> None:
@@ -68,11 +72,14 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+    except ToldElsewhere:
+        leave(2)
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        typer.echo(f"fastresnet: stopped by {stopped.name}; nothing was left half-written", err=True)
-        sys.exit(128 + stopped.signum)
+        if read_launch().rank == 0:
+            typer.echo(f"fastresnet: stopped by {stopped.name}; nothing was left half-written", err=True)
+        leave(128 + stopped.signum)
     except BrokenPipeError:
         _say_no_more()  # the reader of our output has gone
         sys.exit(141)
@@ -87,6 +94,8 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
+        if read_launch().rank:  # all ranks were started with the same words
+            leave(2)
         _fail(f"{error.format_message().rstrip('.')}; see --help")
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -99,4 +108,4 @@ def _say_no_more() -> None:
 def _fail(message: str) -> None:
     with contextlib.suppress(OSError):
         typer.echo(f"fastresnet: error: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    leave(2)

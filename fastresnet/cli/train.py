@@ -118,6 +118,14 @@ def train(
         str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.", rich_help_panel=MACHINE)
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=MACHINE)] = None,
+    sync_bn: Annotated[
+        bool | None,
+        typer.Option(
+            "--sync-bn/--no-sync-bn",
+            help="Over several ranks: normalise by the whole batch [default], or each rank by its share.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     deterministic: Annotated[
         bool | None,
         typer.Option("--deterministic", help="Same bits on every run of a GPU too.", rich_help_panel=MACHINE),
@@ -147,6 +155,7 @@ def train(
         "kernels": kernels,
         "graphs": graphs,
         "threads": threads,
+        "sync_bn": sync_bn,
         "deterministic": deterministic,
         "eval_every": eval_every,
     }

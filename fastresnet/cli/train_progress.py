@@ -17,6 +17,7 @@ from fastresnet.arch import get_arch
 from fastresnet.cli.progress import shown_progress
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.run import RunResult, duration
+from fastresnet.torchrun import read_launch
 from fastresnet.words import counted, dataset_shown
 
 LONG_RUN_S = 600.0  # a run that will take longer says so, and names a shorter one
@@ -50,7 +51,13 @@ def _as_typed(program: Path) -> str:
 def on_run(name: str, run: str, runs_dir: Path) -> str:
     """Return the command line of ``fastresnet name ... run``, such as ``train --resume``."""
     where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
-    return command(*name.split(), run, *where)
+    launch = read_launch()
+    if launch.world_size == 1 or not name.startswith("train"):
+        return command(*name.split(), run, *where)
+    # How several hosts find each other is not to be seen from here.
+    several = launch.local_world_size < launch.world_size
+    options = "OPTIONS" if several else f"--nproc-per-node {launch.world_size}"
+    return f"torchrun {options} -m fastresnet {shlex.join([*name.split(), run, *where])}"
 
 
 class LiveLine:
@@ -145,8 +152,9 @@ class TrainProgress(Listener):
             f"recipe   {recipe.name}: {counted(recipe.epochs, 'epoch')} of {counted(info.steps_per_epoch, 'step')} of "
             f"{recipe.batch_size}, {recipe.optimizer.name} lr {recipe.optimizer.lr:g}, seed {config.seed}"
         )
+        ranks = f"{info.world_size} ranks of " if info.world_size > 1 else ""
         self._print(
-            f"device   {info.device_name} ({config.device}, {counted(config.threads, 'thread')}), "
+            f"device   {info.device_name} ({config.device}, {ranks}{counted(config.threads, 'thread')}), "
             f"loader {config.loader}, amp {config.amp}, compile {config.compile} ({info.reasons['compile']}), "
             f"kernels {config.kernels}, graphs {config.graphs}"
         )

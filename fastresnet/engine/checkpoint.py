@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from fastresnet.atomic import explain_os_error, sync_folder, write_atomic
 from fastresnet.engine.state import TrainState
@@ -66,18 +66,31 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def pack_checkpoint(content: dict[str, Any]) -> tuple[bytes, str]:
+    """Return nested dicts, lists and tuples of tensors and JSON types as a checkpoint's bytes, and its sha256."""
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_encode(content, tensors, ""), allow_nan=False)
+    sha256 = _digest(text, tensors)
+    return save(tensors, {"fastresnet": FORMAT, "content": text, "sha256": sha256}), sha256
+
+
 def write_checkpoint(path: Path, content: dict[str, Any]) -> str:
-    """Write nested dicts, lists and tuples of tensors and JSON types; return the checkpoint's sha256.
+    """Write ``content`` as :func:`pack_checkpoint` packs it; return the checkpoint's sha256.
 
     Raises:
         UserError: it cannot be written; the file that was there still is.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_encode(content, tensors, ""), allow_nan=False)
-    sha256 = _digest(text, tensors)
-    raw = save(tensors, {"fastresnet": FORMAT, "content": text, "sha256": sha256})
+    raw, sha256 = pack_checkpoint(content)
     write_atomic(path, lambda file: file.write(raw))
     return sha256
+
+
+def unpack_checkpoint(raw: bytes) -> dict[str, Any]:
+    """Return what :func:`pack_checkpoint` packed in this process or another rank."""
+    size = int.from_bytes(raw[:8], "little")  # of safetensors' header
+    content = _decode(json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["content"]), load(raw))
+    assert isinstance(content, dict)
+    return content
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastresnet.augment import Augment
+from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.engine.graphs import Capture, Replays
 from fastresnet.loaders.protocol import Loader
 
@@ -114,33 +115,41 @@ def evaluate(
     loader: Loader,
     *,
     tta: bool = False,
+    ranks: Ranks = ALONE,
     between_batches: Callable[[], None] = lambda: None,
     on_logits: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> EvalResult:
     """Evaluate the scorer's model on all of ``loader``'s samples; it is left in training mode if it was.
 
     Args:
+        ranks: each has its share of the samples from its ``loader``; the result is of all of them.
         between_batches: called after each batch; what it raises ends the evaluation.
         on_logits: given each batch's float32 logits [B, num_classes], labels and indices, all of which may be
             overwritten afterwards.
     """
     training = scorer.model.training
     scorer.model.eval()
-    totals: Any = 0
-    num_samples = 0
+    totals = torch.zeros(0)
     try:
         loader.set_epoch(0)
         for images, labels, indices in loader:
-            scores = scorer(images, labels, tta=tta)
-            totals = totals + scores.sums
-            num_samples += len(labels)
-            if on_logits is not None:
-                on_logits(scores.logits, labels, indices)
+            if not len(totals):
+                totals = torch.zeros(4, dtype=torch.float64, device=labels.device)
+            if len(labels):  # else the other ranks have all of the last batch
+                scores = scorer(images, labels, tta=tta)
+                totals[:3] += scores.sums
+                totals[3] += len(labels)
+                if on_logits is not None:
+                    on_logits(scores.logits, labels, indices)
             between_batches()
     finally:
         scorer.model.train(training)
-    assert num_samples, "a split holds at least one sample"
-    loss, correct, correct_tta = (totals / num_samples).tolist()
+    assert len(totals), "a split holds at least one sample"
+    ranks.add(totals)
+    loss, correct, correct_tta, num_samples = totals.tolist()
     return EvalResult(
-        loss=loss, accuracy=correct, accuracy_tta=correct_tta if tta else None, num_samples=num_samples
+        loss=loss / num_samples,
+        accuracy=correct / num_samples,
+        accuracy_tta=correct_tta / num_samples if tta else None,
+        num_samples=int(num_samples),
     )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastresnet.engine.checkpoint import BEST, save_state, write_checkpoint
+from fastresnet.engine.distributed import fingerprint
 from fastresnet.engine.evaluate import EvalResult, evaluate
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.step import TrainStep
@@ -66,7 +67,8 @@ class Fit:
 
     Attributes:
         step: the step, and in it the state.
-        folder: where rows and checkpoints go.
+        folder: where rank 0 puts rows and checkpoints.
+        agree_every: steps between the ranks' agreeing whether to stop.
         train: the training samples.
         members: int64 [M], their indices.
         evals: the splits to evaluate, by name; ``best`` is chosen on the first.
@@ -91,6 +93,7 @@ class Fit:
     save_every_s: float
     target: float | None
     listener: Listener
+    agree_every: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ class Fit:
             UserError: the loss is not finite, or the disk refuses; the last good checkpoint is kept.
         """
         state = self.step.state
+        self._ranks = self.step.ranks
         with StopSignals() as self._stop:
             self._saved_at = time.monotonic()
             self._speed: float | None = None
@@ -120,16 +124,16 @@ class Fit:
         started, samples = time.perf_counter(), 0
         for batch in self.train:
             self.step(batch)
-            samples += len(batch.labels)
+            samples += len(batch.labels) * self._ranks.world_size
             speed = samples / (time.perf_counter() - started)
             self.listener.on_step(state.epoch, state.epoch_step, len(self.train), speed)
             if state.step % CHECK_EVERY == 0:
                 self._check_finite()
-            if self._stop.requested is not None:
+            if state.step % self.agree_every == 0 and self._is_asked_to_stop():
                 synchronise(device)
                 self._lap("train_s")
                 self._save_and_stop()
-            if time.monotonic() - self._saved_at > self.save_every_s:
+            if self._save_is_due():
                 synchronise(device)
                 self._lap("train_s")
                 self.save()
@@ -138,6 +142,14 @@ class Fit:
         self._lap("train_s")
         self._check_finite()
         self._speed = samples / (time.perf_counter() - started) if samples else None
+
+    def _is_asked_to_stop(self) -> bool:
+        """Return whether any rank is asked to stop, having waited for the others, but not for their devices."""
+        self._stopped_by = int(self._ranks.highest(self._stop.requested or 0))
+        return self._stopped_by > 0
+
+    def _save_is_due(self) -> bool:
+        return self._ranks.is_first and time.monotonic() - self._saved_at > self.save_every_s
 
     def _lap(self, clock: str) -> None:
         """Add the seconds since the last lap to a clock."""
@@ -150,6 +162,7 @@ class Fit:
         state = self.step.state
         last = state.epoch + 1 == self.epochs
         listens = state.schedule.metric is not None
+        self._check_same_weights()
         results: dict[str, EvalResult] = {}
         if last or listens or (state.epoch + 1) % self.eval_every == 0:
             for name, loader in self.evals.items():
@@ -159,6 +172,7 @@ class Fit:
                     self.step.scorer,
                     loader,
                     tta=final and self.tta,
+                    ranks=self._ranks,
                     between_batches=self._stop_if_asked,
                 )
                 self._evaluated(results[name], chosen_on=name == next(iter(self.evals)))
@@ -191,10 +205,11 @@ class Fit:
         state.sums.zero_()
         state.epoch += 1
         state.epoch_step = 0
-        self.folder.append_event(row)
+        if self._ranks.is_first:
+            self.folder.append_event(row)
         self.rows.append(row)
         self.listener.on_epoch(row)
-        if time.monotonic() - self._saved_at > self.save_every_s or state.epoch == self.epochs:
+        if self._save_is_due() or state.epoch == self.epochs:
             self.save()
         self._lap("between_s")
 
@@ -224,8 +239,9 @@ class Fit:
             state.best = {"epoch": state.epoch + 1, "accuracy": result.accuracy, "chosen_on": name}
             if "test" in results:
                 state.best["test_accuracy"] = results["test"].accuracy
-            content = {"model": state.eval_model.state_dict(), "best": state.best}
-            write_checkpoint(self.folder.path / BEST, content)
+            if self._ranks.is_first:
+                content = {"model": state.eval_model.state_dict(), "best": state.best}
+                write_checkpoint(self.folder.path / BEST, content)
 
     def _check_finite(self) -> None:
         """Raise UserError if a loss or a weight is not finite; waits for the device."""
@@ -243,21 +259,34 @@ class Fit:
                 "(--set optimizer.lr=...)"
             )
 
+    def _check_same_weights(self) -> None:
+        """Raise UserError if a rank's weights have a bit of their own; waits for the device."""
+        if self._ranks.is_alone:
+            return
+        prints = self._ranks.gather(fingerprint(self.step.state.model.parameters()))
+        if len(set(prints)) > 1:
+            other = next(rank for rank, found in enumerate(prints) if found != prints[0])
+            raise UserError(
+                f"rank {other} has other weights than rank 0 after step {self.step.state.step}: their machines "
+                f"compute differently; the last checkpoint in {self.folder.path} is kept; use machines of one kind"
+            )
+
     def save(self) -> None:
-        """Write the last checkpoint, having made sure that it is good."""
+        """Write the last checkpoint, having made sure that it is good; on rank 0."""
         self._check_finite()
-        save_state(self.folder, self.step.state)
+        if self._ranks.is_first:
+            save_state(self.folder, self.step.state)
         self._saved_at = time.monotonic()
 
     def _save_and_stop(self) -> None:
-        assert self._stop.requested is not None
         self.save()
+        self._ranks.barrier()  # once one rank has ended, the others are not given time
         state = self.step.state
         saved = f"saved after step {state.epoch_step} of epoch {state.epoch + 1}"
-        raise Interrupted(self._stop.requested, self.folder.id, saved)
+        raise Interrupted(self._stopped_by, self.folder.id, saved)
 
     def _stop_if_asked(self) -> None:
-        if self._stop.requested is not None:
+        if self._is_asked_to_stop():
             self._lap("between_s")
             self._save_and_stop()
 

@@ -19,6 +19,7 @@ class RunInfo:
         recipe, spec, config: what is trained; the config is resolved.
         dataset: name, class count, image size and sample counts of what it is trained and evaluated on.
         device_name: the GPU's or the processor's.
+        world_size: how many ranks train together.
         num_params, multiply_adds: of the network, for one image.
         reasons: why ``compile``, ``kernels`` and ``graphs`` are what they are, by option.
         steps_per_epoch, steps_left: of the run.
@@ -39,6 +40,7 @@ class RunInfo:
     steps_left: int
     epoch_s: float
     resumed_at: tuple[int, int] | None
+    world_size: int = 1
 
 
 class Listener:

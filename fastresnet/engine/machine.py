@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, cpu_model
@@ -25,8 +26,10 @@ UNRESOLVED: dict[str, Any] = {
 }
 
 
-def resolve_device(wanted: str) -> torch.device:
+def resolve_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
     """Return the device that ``wanted`` names; ``auto`` takes a GPU where there is one.
+
+    Of several ranks on a host each takes the GPU of its number there.
 
     Raises:
         UserError: no such kind of device, or a GPU that is not there.
@@ -40,6 +43,15 @@ def resolve_device(wanted: str) -> torch.device:
     if device.type == "cuda":
         if not count:
             raise UserError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU; use --device cpu")
+        if not ranks.is_alone:
+            local = ranks.launch.local_world_size
+            if device.index:
+                raise UserError(f"each of {local} ranks takes a GPU of its own; leave --device {wanted} out")
+            if local > count:
+                raise UserError(
+                    f"there are {local} ranks on this host and {count} GPUs; start {count}, or give --device cpu"
+                )
+            return torch.device("cuda", ranks.launch.local_rank)
         device = torch.device("cuda", device.index or 0)
         if device.index is not None and device.index >= count:
             last = f" to cuda:{count - 1}" if count > 1 else ""
@@ -94,9 +106,9 @@ def resolve_amp(wanted: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "off"
 
 
-def resolve_threads(wanted: int) -> int:
-    """Return the number of CPU threads: those asked for, else the cores this process may use."""
-    return wanted or len(os.sched_getaffinity(0))
+def resolve_threads(wanted: int, ranks: Ranks = ALONE) -> int:
+    """Return the number of CPU threads: those asked for, else this rank's part of the cores it may use."""
+    return wanted or max(1, len(os.sched_getaffinity(0)) // ranks.launch.local_world_size)
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,9 @@ from torch import nn
 
 from fastresnet.augment import Augment
 from fastresnet.draws import Purpose, scalar_seed
+from fastresnet.engine.distributed import ALONE
 from fastresnet.engine.evaluate import Scorer
+from fastresnet.engine.exchange import Exchange, Whole
 from fastresnet.engine.graphs import Capture, CudaCapture, Replays
 from fastresnet.engine.state import TrainState
 from fastresnet.engine.timetable import Timetable
@@ -61,7 +63,7 @@ class TrainStep:
         amp_dtype: dtype of activations; float32 is without autocast.
         seed: of dropout (order contract).
         has_dropout: reseed dropout's generator at each step.
-        rank: this process's, also for dropout.
+        exchange: joins the step with those of the other ranks; None for a process by itself.
         capture: how graphs are captured; None captures CUDA graphs.
 
     Attributes:
@@ -83,7 +85,7 @@ class TrainStep:
         amp_dtype: torch.dtype,
         seed: int,
         has_dropout: bool,
-        rank: int = 0,
+        exchange: Exchange | None = None,
         capture: Capture | None = None,
     ) -> None:
         self.state = state
@@ -94,7 +96,8 @@ class TrainStep:
         self.amp_dtype = amp_dtype
         self.seed = seed
         self.has_dropout = has_dropout
-        self.rank = rank
+        self.exchange = exchange
+        self.ranks = exchange.ranks if exchange else ALONE
         self.capture = capture
         self.device_type = state.sums.device.type
         self._timetable: Timetable | None = None
@@ -172,7 +175,7 @@ class TrainStep:
     def _seed(self) -> None:
         """Give the step its own dropout, whatever was drawn before: a capture needs some steps too."""
         if self.has_dropout:
-            torch.manual_seed(scalar_seed(self.seed, Purpose.DROPOUT, self.state.step, self.rank))
+            torch.manual_seed(scalar_seed(self.seed, Purpose.DROPOUT, self.state.step, self.ranks.rank))
 
     # The step
 
@@ -209,14 +212,52 @@ class TrainStep:
     ) -> None:
         """Do all that is done on the device, and change nothing on the host."""
         state = self.state
-        loss, num_correct = self.forward(state.model, images, labels, indices, *drawn)
-        scaler = state.scaler
-        (scaler.scale(loss) if scaler else loss).backward()
+        if self.exchange is None:
+            loss, num_correct = self.forward(state.model, images, labels, indices, *drawn)
+            self._scaled(loss).backward()
+            self._advance()
+            self.update(loss.detach(), num_correct, len(labels), averaging)
+        else:
+            whole = self._learn_with_others(self.exchange, images, labels, indices, *drawn)
+            self._advance()
+            self.update(*whole, averaging)
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def _advance(self) -> None:
         if self._on_device:
             assert self._timetable is not None
             self._timetable.advance()
-        self.update(loss.detach(), num_correct, len(labels), averaging)
-        state.optimizer.zero_grad(set_to_none=True)
+
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.state.scaler.scale(loss) if self.state.scaler else loss
+
+    def _learn_with_others(
+        self,
+        exchange: Exchange,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        indices: torch.Tensor,
+        *drawn: torch.Tensor,
+    ) -> Whole:
+        """Leave the gradients of the whole batch, of which this rank has these images, in the weights."""
+        size, model = len(labels), self.state.model
+        if not size:
+            nothing = torch.zeros((), device=labels.device)
+            if exchange.sync_norms:  # the other ranks wait in every norm
+                inputs = self.augment(images, None, self.amp_dtype, train=False)
+                with torch.autocast(
+                    self.device_type, self.amp_dtype, enabled=self.amp_dtype != torch.float32
+                ):
+                    (model(inputs).float().sum() * 0).backward()
+            else:
+                exchange.skip()
+            return exchange(nothing, nothing, 0)
+        # Shares of different sizes have different graphs, which may exchange statistics in different orders.
+        forward = self.forward if exchange.is_complete(self.state.epoch_step) else self.forward_eager
+        loss, num_correct = forward(model, images, labels, indices, *drawn)
+        loss = exchange.weigh(loss, size)
+        self._scaled(loss).backward()
+        return exchange(loss.detach(), num_correct, size)
 
     def forward_eager(
         self,
@@ -240,13 +281,13 @@ class TrainStep:
         return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()
 
     def update_eager(
-        self, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int, averaging: bool
+        self, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int | torch.Tensor, averaging: bool
     ) -> None:
         """Step the optimizer, count, and move the average."""
         state = self.state
         self._step_optimizer()
         with torch.no_grad():
-            num = torch.full_like(num_correct, num_images)
+            num = torch.zeros_like(num_correct) + num_images
             state.sums += torch.stack((loss * num_images, num_correct, num))
             bad = ~torch.isfinite(loss) & (state.first_bad_step < 0)
             if self._on_device:
@@ -281,6 +322,8 @@ def graph_obstacle(step: TrainStep) -> str | None:
     """Return why ``step`` cannot be a CUDA graph, or None where it can."""
     if step.device_type != "cuda" and step.capture is None:
         return "CUDA graphs are for GPUs"
+    if step.exchange is not None:
+        return "several ranks launch their steps"
     return _host_obstacle(step.state)
 
 

@@ -89,8 +89,9 @@ class Search:
 
     def _kernels(self, compiled: bool, worth: bool = True) -> str:
         choice = self.choose_kernels(compiled, worth)
-        self.reasons["kernels"] = choice.reason
-        return choice.kernels
+        chosen: tuple[str, str] = self.step.ranks.broadcast((choice.kernels, choice.reason))
+        self.reasons["kernels"] = chosen[1]
+        return chosen[0]
 
     def _compiled(self) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
@@ -140,6 +141,11 @@ class Search:
         except Exception as error:
             cause = getattr(error, "inner_exception", error)  # the compiler's own failure
             first_line = (str(cause).splitlines() or [""])[0]
+            if not self.step.ranks.is_alone:  # the others are in the midst of a step
+                raise UserError(
+                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: "
+                    f"{type(cause).__name__}: {first_line}; train with --{option} off"
+                ) from error
             self.reasons[option] = f"{_named(other, option)} failed: {type(cause).__name__}: {first_line}"
             return first
         seconds: dict[Way, list[float]] = {first: [], other: []}
@@ -179,7 +185,7 @@ class Search:
         start = time.perf_counter()
         self.step(batch, averaging=averaging)
         synchronise(batch.images.device)
-        seconds = time.perf_counter() - start
+        seconds = self.step.ranks.highest(time.perf_counter() - start)  # so that all ranks decide alike
         state.step, state.epoch_step = at  # schedules and draws know no step after the run's last
         return seconds
 

@@ -1,0 +1,79 @@
+"""One rank of ``test_distributed.py``: ``ranks_worker.py DATA FOLDER``, with torchrun's variables set.
+
+Trains every case into ``FOLDER/WORLD_SIZE/CASE``; then two ranks interrupt a run, resume it and break another, and
+of four the last one freezes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiny_runs import BATCH, STEPS, StopAt, tiny_config, tiny_recipe
+
+from fastresnet.cli.launched import leave
+from fastresnet.engine import pulse
+from fastresnet.engine.fit import Interrupted
+from fastresnet.engine.session import joined
+from fastresnet.errors import ToldElsewhere, UserError
+from fastresnet.training import resume, train
+
+# One epoch of 97 images has an incomplete batch of one: only rank 0 has it.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fast": ({}, {}),
+    "incomplete": (
+        {"drop_last": False, "clip_grad_norm": 0.5, "schedule.name": "plateau", "schedule.metric": "loss"},
+        {"limit_train": 97},
+    ),
+    "lookahead": (
+        {"optimizer.name": "adamw", "optimizer.lr": 0.01, "optimizer.lookahead": {"k": 4}}
+        | {"mix": {"name": "mixup", "block": BATCH // 4}, "ema": None},
+        {"loader": "resident", "val": 20},
+    ),
+    "muon": (
+        {"optimizer.name": "muon", "optimizer.decay": "filters", "tta": "flip"}
+        | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]},
+        {},
+    ),
+    "own norms": ({"drop_last": False}, {"sync_bn": False, "limit_train": 97}),
+}
+
+
+def main() -> None:
+    data, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    with joined() as session:
+        ranks = session.ranks
+        own = folder / str(ranks.world_size)
+        for name, (overrides, options) in CASES.items():
+            recipe, config = tiny_recipe(overrides), tiny_config(data, **options)
+            train(recipe, config, runs_dir=own, run_name=name)
+        if ranks.world_size == 2:
+            try:
+                listener = StopAt(STEPS + 3)  # on rank 0; the signal reaches no other rank
+                train(tiny_recipe(), tiny_config(data), runs_dir=own, run_name="stopped", listener=listener)
+            except Interrupted as interrupted:
+                assert interrupted.signum == signal.SIGTERM
+                # another session ends here for good; this one goes on
+                session.ends_together = False
+            resume("stopped", runs_dir=own)
+            try:
+                train(tiny_recipe({"optimizer.lr": 1e30}), tiny_config(data), runs_dir=own, run_name="broken")
+            except UserError as error:
+                Path(own / f"broken-{ranks.rank}").write_text(str(error))
+        else:
+            pulse.FROZEN_S, pulse.GRACE_S = 2.0, 0.5
+            if ranks.rank == ranks.world_size - 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            ranks.barrier()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        if not isinstance(error, ToldElsewhere):
+            print(f"fastresnet: error: {error}", file=sys.stderr)
+        leave(2)
