@@ -34,7 +34,7 @@ EVERYTHING_BUT_CLI = (*TRAIN_MAY, "train", "sweep", "report")
 
 # A module is of the first room that claims it. Every room may import "base" and fastresnet/__init__.py.
 ROOMS = {
-    "base": Room(("errors", "atomic", "signals", "words"), ()),
+    "base": Room(("errors", "atomic", "signals", "torchrun", "words"), ()),
     "draws": Room(("draws",), ()),
     "arch": Room(("arch", "slug", "layers", "catalogue"), ()),
     "recipe": Room(("recipe*", "toml_*"), ("arch",)),
@@ -47,7 +47,7 @@ ROOMS = {
     "engine": Room(("engine",), ENGINE_MAY),
     # loaders: an image to predict goes through the decoder that packs data sets
     "inference": Room(("inference", "export"), (*ENGINE_MAY, "engine", "loaders")),
-    "train": Room(("training", "assembly", "evaluation"), TRAIN_MAY),
+    "train": Room(("training*", "assembly", "evaluation"), TRAIN_MAY),
     "sweep": Room(("sweep*",), ("arch", "recipe", "run", "engine", "loaders", "train")),
     # train: a confusion matrix is an evaluation, an augmentation grid what the training loader yields
     "report": Room(("report",), (*TRAIN_MAY, "train", "sweep")),
