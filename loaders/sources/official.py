@@ -204,13 +204,17 @@ class _Refused(Exception):
     """The pickle asks for something that is neither a plain container nor an array."""
 
 
+_PythonUnpickler: Any = (
+    pickle._Unpickler
+)  # the one whose opcodes can be chosen; its types are not stated in full
+
+
 def _opcodes(*names: str) -> dict[int, Any]:
     """Return Python's own way of carrying out these opcodes, by their byte."""
-    table: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-    return {getattr(pickle, name)[0]: table[getattr(pickle, name)[0]] for name in names}
+    return {getattr(pickle, name)[0]: _PythonUnpickler.dispatch[getattr(pickle, name)[0]] for name in names}
 
 
-class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _ArraysOnly(_PythonUnpickler):
     """Python's unpickler in Python, with the opcodes that containers and arrays need, and no other.
 
     Keys are texts: the hash of tuples in tuples would take a time that doubles with each. State is set on our own
@@ -255,7 +259,7 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def _checked(self, opcode: bytes, keys: list[Any]) -> None:
         if not all(isinstance(key, bytes | str | int) for key in keys):
             raise ValueError("a dictionary's key that is no text")
-        pickle._Unpickler.dispatch[opcode[0]](self)  # type: ignore[attr-defined]
+        _PythonUnpickler.dispatch[opcode[0]](self)
 
     def _dict(self) -> None:
         self._checked(pickle.DICT, self.stack[::2])
@@ -269,7 +273,7 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def _build(self) -> None:
         if not isinstance(self.stack[-2], _Array | _Dtype):
             raise ValueError("state of something that is no array")
-        pickle._Unpickler.dispatch[pickle.BUILD[0]](self)  # type: ignore[attr-defined]
+        _PythonUnpickler.dispatch[pickle.BUILD[0]](self)
 
     dispatch |= {pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
     dispatch |= {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _byte_array}
