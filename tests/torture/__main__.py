@@ -54,7 +54,11 @@ def main(words: Sequence[str] | None = None) -> int:
         for case in make(place, asked.short)
         if not asked.only or asked.only in family or asked.only in case.name
     ]
-    outcomes = _run(chosen, place, seed, asked.jobs, started)
+    try:
+        outcomes = _run(chosen, place, seed, asked.jobs, started)
+    except KeyboardInterrupt:
+        shutil.rmtree(root, ignore_errors=True)
+        return 130
     seconds = time.monotonic() - started
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     rows = table(outcomes)
@@ -78,11 +82,17 @@ def _run(chosen: list[Case], place: Place, seed: int, jobs: int, started: float)
     outcomes: dict[str, Outcome] = {}
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(attempt, case, place, seed): case for case in chosen}
-        for done in as_completed(waiting):
-            outcome = done.result()
-            outcomes[outcome.case.name] = outcome
-            at = f"[{len(outcomes)}/{len(chosen)} {time.monotonic() - started:4.0f} s]"
-            print(f"{at} {outcome.case.name}: {outcome.state}: {outcome.saw[:300]}", flush=True)
+        try:
+            for done in as_completed(waiting):
+                outcome = done.result()
+                outcomes[outcome.case.name] = outcome
+                at = f"[{len(outcomes)}/{len(chosen)} {time.monotonic() - started:4.0f} s]"
+                print(f"{at} {outcome.case.name}: {outcome.state}: {outcome.saw[:300]}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # those on their way end first: they undo what they mounted
+            raise
     return [outcomes[case.name] for case in chosen]
 
 

@@ -98,7 +98,7 @@ def _first(error: BaseException) -> str:
 def expect_one_line(done: Done, *words: str) -> str:
     """Return the one line with which a command ended, having made sure that it is one and holds ``words``."""
     assert done.is_one_line, f"exit {done.code}: {(done.out + done.err)[-1500:]}"
-    line = done.err.strip().removeprefix("fastresnet: error: ")
+    line = done.error
     for word in words:
         assert word in line, f"{line!r} does not say {word!r}"
     return line

@@ -25,7 +25,8 @@ from typing import Any
 # Forked from one process that has imported what a command needs, and computed nothing.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torture.preload"])
-FAR = 300.0  # seconds after which a process that should have ended is taken to hang
+ERROR = "fastresnet: error: "
+FAR = 900.0  # seconds after which a process that should have ended is taken to hang
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,16 @@ class Done:
     @property
     def is_one_line(self) -> bool:
         """It ended as a mistake of the user's does: exit 2 and one line, no traceback."""
-        errors = [line for line in self.err.splitlines() if line.strip()]
-        return self.code == 2 and len(errors) == 1 and errors[0].startswith("fastresnet: error: ")
+        *before, last = [line for line in self.err.splitlines() if line.strip()] or [""]
+        quiet = not any(
+            "error" in line or "Traceback" in line for line in before
+        )  # progress may stand before it
+        return self.code == 2 and quiet and last.startswith(ERROR)
+
+    @property
+    def error(self) -> str:
+        """The line with which it ended, less its beginning."""
+        return (self.err.strip().splitlines() or [""])[-1].removeprefix(ERROR)
 
 
 @dataclass

@@ -157,7 +157,7 @@ def _training(place: Place, random: Random, folder: Path) -> str:
 def _output(place: Place, random: Random, folder: Path) -> str:
     """What the command prints goes to the full disk, and nothing else."""
     with small_disk(folder) as disk:
-        filler = fill(disk, random.choice([PAGE, 0]))
+        filler = fill(disk, 0)
         words = train_words(data_of(place))
         running = start(*words, cwd=folder / "here", env=cache_of(place), said=disk)
         done = running.wait()

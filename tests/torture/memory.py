@@ -68,7 +68,7 @@ def _afterwards(place: Place, here: Path, done: Done) -> str:
     if done.code == 0:
         return "it had enough"
     if done.is_one_line:
-        return done.err.strip().removeprefix("fastresnet: error: ")
+        return done.error
     return f"exit {done.code}, not in one line: {done.last_line}"
 
 

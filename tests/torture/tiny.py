@@ -67,7 +67,7 @@ def begun(folder: Path) -> bool:
     return any((folder / "runs").glob("[!.]*/config.json"))
 
 
-def await_that(condition: Callable[[], bool], running: Running, limit_s: float = 120) -> bool:
+def await_that(condition: Callable[[], bool], running: Running, limit_s: float = 600) -> bool:
     """Return whether ``condition`` came true before the process ended."""
     import time
 
