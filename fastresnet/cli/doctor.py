@@ -57,8 +57,21 @@ class Finding:
     takes: str | None = None
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    determinism: Annotated[
+        bool,
+        typer.Option(
+            "--determinism", help="Train and compare for a minute: which runs give the same bits here."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Show what this machine has (device, bf16, compile, optional parts) and what each missing part takes."""
+    if determinism:
+        from fastresnet.cli.determinism import show_determinism
+
+        show_determinism(as_json)
+        return
     findings = examine()
     if as_json:
         typer.echo(json.dumps({finding.part: asdict(finding) for finding in findings}, indent=2))
