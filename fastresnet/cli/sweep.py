@@ -126,7 +126,7 @@ def sweep(
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
     ] = None,
     loader: Annotated[
-        str | None, typer.Option(help="auto, resident, numba or torch.", rich_help_panel=MACHINE)
+        str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
     compile_: Annotated[
