@@ -1,0 +1,74 @@
+"""The torture's own bookkeeping; what it does to runs is in ``make torture``, of which CI does a short one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from torture.__main__ import FAMILIES, plain, show, table
+from torture.case import Case, NotHere, Outcome, Place, attempt
+from torture.child import Done
+
+
+def case(run: object, name: str = "x") -> Case:
+    return Case(fault="fault", name=name, run=run)  # type: ignore[arg-type]
+
+
+def test_a_case_draws_the_same_from_a_seed_and_its_name(tmp_path: Path) -> None:
+    def drawn(name: str, seed: int) -> str:
+        return attempt(case(lambda random, folder: str(random.random()), name), Place(tmp_path), seed).saw
+
+    assert drawn("a", 1) == drawn("a", 1)
+    assert len({drawn("a", 1), drawn("b", 1), drawn("a", 2)}) == 3
+
+
+def test_what_comes_of_a_case(tmp_path: Path) -> None:
+    def wrong(random: Random, folder: Path) -> str:
+        (folder / "kept").touch()
+        raise AssertionError("the bits\ndiffer")
+
+    def absent(random: Random, folder: Path) -> str:
+        raise NotHere("no such disk")
+
+    def broken(random: Random, folder: Path) -> str:
+        raise KeyError("x")
+
+    outcomes = [attempt(case(run, "a b/c"), Place(tmp_path), 1) for run in (wrong, absent, broken)]
+    assert [outcome.state for outcome in outcomes] == ["failed", "not here", "failed"]
+    assert outcomes[0].saw.startswith("the bits differ [") and len(list(tmp_path.glob("*/kept"))) == 1
+    assert "KeyError" in outcomes[2].saw and "test_torture.py" in outcomes[2].saw
+    (row,) = table(outcomes)
+    assert (row["times"], row["survived"], row["not_here"]) == (2, 0, 1)
+    assert "fault" in show([row])
+
+
+def test_names_are_unique_and_the_short_torture_is_part_of_the_whole(tmp_path: Path) -> None:
+    whole, short = (
+        [case.name for make in FAMILIES.values() for case in make(Place(tmp_path), brief)]
+        for brief in (False, True)
+    )
+    assert len(set(whole)) == len(whole) and set(short) <= set(whole) and len(short) * 2 < len(whole)
+    assert sum(name.startswith("kill ") for name in whole) == 50
+    assert not list(tmp_path.iterdir()), "nothing is made before a case runs"
+
+
+def test_lines_of_different_cases_are_told_as_one() -> None:
+    one = "cannot write /tmp/torture-x/a-1/disk/runs/20260101-000000-n2-b1-c4-fast-abcdef/next.safetensors: full"
+    other = (
+        "cannot write /tmp/torture-y/b/disk/runs/20260102-111111-n2-b1-c4-fast-012345/next.safetensors: full"
+    )
+    assert plain(one) == plain(other) == "cannot write RUN/next.safetensors: full"
+    assert plain("in use by another process (pid 12)") == "in use by another process (pid N)"
+
+
+def test_one_line_is_one_line() -> None:
+    line = "fastresnet: error: no"
+    assert Done(2, "", f"packing: 1 of 2\n{line}\n").is_one_line
+    for code, err in (
+        (1, line),
+        (2, ""),
+        (2, f"Traceback (most recent call last):\n{line}"),
+        (2, f"{line}\n{line}"),
+    ):
+        assert not Done(code, "", err).is_one_line
+    assert Outcome(case=case(None), state="survived", saw="").state == "survived"
