@@ -38,9 +38,9 @@ from fastresnet.kernels.norm_act import BatchNormAct2d, activate
 from fastresnet.torchrun import Launch, read_launch
 from fastresnet.training import MachineDiffers, resume, train
 
-FAR = 300.0  # seconds after which a process that should have ended or spoken is taken to hang
-# Gradients are added up in another order, and a step of AdamW or of a plateau turns last bits into less than this.
-RTOL, ATOL = 2e-3, 2e-4
+FAR = 600.0  # seconds after which a process that should have ended or spoken is taken to hang
+# Gradients are added up in another order. Three epochs of the cases make at most a tenth of this of it.
+RTOL, ATOL = 2e-4, 2e-6
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TRAIN = ("-m", "fastresnet", "train")
 TINY = ("--arch", ARCH, "--batch-size", str(BATCH), "--threads", "1", "--device", "cpu", "--compile", "off")
@@ -239,7 +239,7 @@ def test_a_lost_rank_ends_the_other_and_the_last_checkpoint_resumes(data: Path, 
     with started(folder, 2, *arguments) as ranks:
         await_line(ranks[0], "epoch      3/")
         ranks[1].kill()
-        _, errors = ranks[0].communicate(timeout=60)
+        _, errors = ranks[0].communicate(timeout=FAR)
     run = find_run("last", folder / "runs")
     on = run.name.rsplit("-", 1)[-1]
     assert (ranks[0].returncode, errors) == (
