@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import fastresnet
 from torture.case import Case, NotHere, Place, expect_success
 from torture.child import Done, Fault, call, start
 from torture.kills import SWEEP, expect_same_sweep, straight_sweep, sweep_words
@@ -61,7 +62,13 @@ def _faked(place: Place, when: str, folder: Path, *words: str) -> Done:
     program = shutil.which("faketime")
     if program is None:
         raise NotHere("faketime is not installed")
-    env = os.environ | cache_of(place) | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+    source = {"PYTHONPATH": str(Path(fastresnet.__file__).parents[1])}  # the package that the other cases run
+    env = (
+        os.environ
+        | cache_of(place)
+        | source
+        | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+    )
     folder.mkdir(exist_ok=True)
     command = [program, "-f", when, sys.executable, "-m", "fastresnet", *words]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)

@@ -86,9 +86,12 @@ def _on_the_way(place: Place, random: Random, folder: Path) -> str:
 
 def _cgroup(place: Place, random: Random, folder: Path) -> str:
     group = CGROUPS / f"torture-{os.getpid()}-{random.randrange(10**6)}"
+    if not (CGROUPS / "cgroup.controllers").is_file():
+        raise NotHere(f"{CGROUPS} holds no cgroups of version 2")
     try:
         group.mkdir()
-        (group / "memory.max").write_text("max")
+        with (group / "memory.max").open("r+") as limit:
+            limit.write("max")
     except OSError as error:
         with contextlib.suppress(OSError):
             group.rmdir()
