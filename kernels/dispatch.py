@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,24 +136,35 @@ def choose_kernels(
     return _choice(times, plain, f"measured on {torch.cuda.get_device_name(device)}")
 
 
+def describe_choices(device: torch.device, cache_folder: Path) -> str:
+    """Return what ``--kernels auto`` comes to on ``device``, in words."""
+    obstacle = triton_obstacle(device)
+    if obstacle is not None or device.type != "cuda":
+        return f"plain PyTorch, compiled where that pays ({obstacle or 'Triton is interpreted, for tests'})"
+    here = f"{_machine_name(device)}; "
+    kept = [times for key, times in _read(cache_folder / CACHE_FILE).items() if key.startswith(here)]
+    if not kept:
+        return "measured at the first run that is worth it, once for each network"
+    counts = Counter(min(times, key=lambda name: times[name]) for times in kept)
+    return "measured here: " + ", ".join(f"{name} for {n} of {len(kept)}" for name, n in counts.most_common())
+
+
+def _machine_name(device: torch.device) -> str:
+    """Return the GPU and the versions that a measurement holds for."""
+    import triton
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "fastresnet": __version__}
+    return "; ".join([name, *(f"{library} {version}" for library, version in versions.items())])
+
+
 def machine_key(
     blocks: Sequence[BlockShape], activation: str, dtype: torch.dtype, device: torch.device, compiled: bool
 ) -> str:
     """Return what a measurement holds for: GPU, versions of torch, Triton and these kernels, and the blocks."""
-    import triton
-
     subject = [list(map(tuple, blocks)), activation, str(dtype), compiled]
     digest = hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:16]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return "; ".join(
-        [
-            name,
-            f"torch {torch.__version__}",
-            f"triton {triton.__version__}",
-            f"fastresnet {__version__}",
-            digest,
-        ]
-    )
+    return f"{_machine_name(device)}; {digest}"
 
 
 def _as_asked(wanted: str, obstacle: str | None, compiled: bool) -> Choice:

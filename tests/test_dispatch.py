@@ -16,7 +16,7 @@ from optional_parts import need
 from fastresnet.errors import UserError
 from fastresnet.kernels import block_time, dispatch, timing
 from fastresnet.kernels.block_time import BlockShape
-from fastresnet.kernels.dispatch import Choice, choose_kernels, triton_obstacle
+from fastresnet.kernels.dispatch import Choice, choose_kernels, describe_choices, triton_obstacle
 from fastresnet.kernels.norm_act import KERNELS
 
 BLOCKS = [BlockShape(4, 8, 6, 3, (8,), (3, 3)), BlockShape(4, 16, 3, 2, (4, 4), (1, 3, 1))]
@@ -130,6 +130,28 @@ def test_measured_once_a_machine_and_network(machine: Machine, tmp_path: Path) -
     kept = json.loads((tmp_path / "cache" / dispatch.CACHE_FILE).read_text())
     keys = sorted(kept.keys() - {"sha256"})
     assert len(keys) == 2 and all("NVIDIA H200; torch " in key and "; triton " in key for key in keys)
+
+
+def test_what_auto_comes_to_is_told(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    assert "at the first run that is worth it" in describe_choices(gpu, tmp_path)
+    machine.choose(tmp_path)
+    machine.choose(tmp_path, dtype=torch.bfloat16)
+    machine.times = {"inductor": 1.0, "triton": 1.5}
+    machine.choose(tmp_path, activation="gelu")
+    assert describe_choices(gpu, tmp_path) == "measured here: triton for 2 of 3, inductor for 1 of 3"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    assert "at the first run" in describe_choices(gpu, tmp_path)
+    assert "plain PyTorch" in describe_choices(torch.device("cpu"), tmp_path)
+
+
+def test_a_short_run_measures_nothing_and_takes_what_was_measured(machine: Machine, tmp_path: Path) -> None:
+    short = machine.choose(tmp_path, worth_measuring=False)
+    assert (short.kernels, machine.measurements) == ("inductor", 0) and "too short" in short.reason
+    machine.choose(tmp_path)
+    assert machine.choose(tmp_path, worth_measuring=False).kernels == "triton"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"key": {"triton": 0.1}, "sha256": "0"}'])

@@ -37,6 +37,7 @@ def test_json_and_text_show_the_same_parts() -> None:
         "bf16",
         "compile",
         "triton",
+        "kernels",
         "ffcv",
         "dali",
         "sweep",

@@ -93,6 +93,7 @@ def examine() -> list[Finding]:
         _bf16(),
         _compiler(),
         _triton(),
+        _kernels(),
         _ffcv(),
         _dali(),
         _libraries("sweep", SWEEP, "for `fastresnet sweep`"),
@@ -234,6 +235,16 @@ def _triton() -> Finding:
         found="not installed; it compiles for GPUs only",
         present=False,
         takes=_pip(f"triton=={fitting}" if fitting else "triton"),
+    )
+
+
+def _kernels() -> Finding:
+    from fastresnet.engine.machine import resolve_device
+    from fastresnet.kernels.dispatch import describe_choices
+    from fastresnet.loaders.cache import cache_folder
+
+    return Finding(
+        part="kernels", found=f"auto is {describe_choices(resolve_device('auto'), cache_folder())}"
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fastresnet.augment import Augment
 from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.engine.graphs import Capture, Replays
+from fastresnet.engine.machine import autocast
 from fastresnet.loaders.protocol import Loader
 
 EVAL_BATCH = 256  # fixed, so that an evaluation's last bits do not hang on the recipe's batch size
@@ -106,7 +107,7 @@ class Scorer:
     def forward_eager(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits [B, num_classes] of uint8 images [B, 3, H, W]."""
         inputs = self.augment(images, None, self.amp_dtype, train=False)
-        with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+        with autocast(images.device.type, self.amp_dtype):
             return model(inputs).float()
 
 

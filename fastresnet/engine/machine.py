@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ def prepare(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return the context in which activations have ``dtype``; none at all for float32.
+
+    It is entered inside what is compiled, which keeps torch from caching the tracing of a step in mixed precision (its
+    generated code is cached all the same); entered outside, torch 2.11 would take bf16's entry for fp16's.
+    """
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype)
 
 
 @contextmanager

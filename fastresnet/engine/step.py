@@ -21,6 +21,7 @@ from fastresnet.engine.distributed import ALONE
 from fastresnet.engine.evaluate import Scorer
 from fastresnet.engine.exchange import Exchange, Whole
 from fastresnet.engine.graphs import Capture, CudaCapture, Replays
+from fastresnet.engine.machine import autocast
 from fastresnet.engine.state import TrainState
 from fastresnet.engine.timetable import Timetable
 from fastresnet.errors import UserError
@@ -276,7 +277,7 @@ class TrainStep:
         targets: torch.Tensor | Targets = labels
         if self.mix is not None:
             inputs, targets = self.mix.mixed(inputs, labels, SentDraw(*drawn))
-        with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+        with autocast(self.device_type, self.amp_dtype):
             logits = model(inputs)
         return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()
 
