@@ -65,7 +65,18 @@ def test_four_workers_over_postgresql_one_killed(url: str, tmp_path: Path) -> No
     from sweep_cases import fastresnet, sweep_file
 
     file = sweep_file(tmp_path, f"[grid]\nC = {list(CELLS)}\n", epochs=8)
-    machine = ["--device", "cpu", "--threads", "1", "--compile", "off", "--loader", "numba", "--heartbeat", "1"]
+    machine = [
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--compile",
+        "off",
+        "--loader",
+        "numba",
+        "--heartbeat",
+        "1",
+    ]
     data = write_npz(tmp_path / "arrays.npz")
     words = ("sweep", file, "--data", data, "--storage", url, "--sweeps-dir", tmp_path / "sweeps", *machine)
     workers = [fastresnet(*words, cwd=tmp_path) for _ in range(4)]

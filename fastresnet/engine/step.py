@@ -246,9 +246,7 @@ class TrainStep:
             nothing = torch.zeros((), device=labels.device)
             if exchange.sync_norms:  # the other ranks wait in every norm
                 inputs = self.augment(images, None, self.amp_dtype, train=False)
-                with torch.autocast(
-                    self.device_type, self.amp_dtype, enabled=self.amp_dtype != torch.float32
-                ):
+                with autocast(self.device_type, self.amp_dtype):
                     (model(inputs).float().sum() * 0).backward()
             else:
                 exchange.skip()
