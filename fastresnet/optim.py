@@ -54,6 +54,8 @@ def build_optimizer(
         optimizer = Muon(groups)
     if decoupled and part.weight_decay:
         optimizer.register_step_pre_hook(_decay)
+    # torch warns of capturable steps that are launched; here the warm-up decides, and both are meant.
+    optimizer._warned_capturable_if_run_uncaptured = True
     _fill_state(optimizer)
     return Lookahead(optimizer, part.lookahead) if part.lookahead else optimizer
 
