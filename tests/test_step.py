@@ -18,12 +18,14 @@ from tiny_runs import (
     tiny_recipe,
 )
 
+import fastresnet
 from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import TrainState
-from fastresnet.engine.step import TrainStep
-from fastresnet.engine.warmup import random_batches, warm_up
+from fastresnet.engine.step import TrainStep, Way
+from fastresnet.engine.warmup import Search, WarmUp, random_batches, warm_up
 from fastresnet.errors import UserError
+from fastresnet.kernels.dispatch import Choice
 from fastresnet.optim import Lookahead
 
 
@@ -62,14 +64,30 @@ def test_the_warm_up_leaves_no_trace(
     batches = random_batches([BATCH, 4], 8, 3, torch.arange(TINY_TRAIN), torch.device("cpu"))
     factor, asked = warmed.state.schedule.factor, set()
     monkeypatch.setattr(warmed.state.schedule, "factor", lambda step: (asked.add(step), factor(step))[1])
-    found = warm_up(warmed, batches, compile=compile, num_steps=3, compiler_missing=None)
-    assert found.step_s > 0 and found.compile == "off"
+    found = warmed_up(warmed, batches, compile=compile, num_steps=3)
+    assert found.step_s > 0 and found.way == Way()
     assert asked == {0}  # a later one might lie beyond the run's end
     assert_same_bits(flat_copy(warmed.state), before)
     assert warmed.state.first_bad_step == -1
     for step in (warmed, fresh):
         real_steps(step, data, 3)
     assert_same_bits(flat_copy(warmed.state), flat_copy(fresh.state))
+
+
+def warmed_up(
+    step: TrainStep, batches: list[Any], *, num_steps: int, missing: str | None = None, **config: Any
+) -> WarmUp:
+    search = Search(
+        step=step,
+        batches=batches,
+        config=fastresnet.RunConfig(**config),
+        num_steps=num_steps,
+        compiler_missing=missing,
+        choose_kernels=lambda compiled, worth: Choice(
+            kernels="inductor" if compiled else "eager", reason="said so", times_s={}
+        ),
+    )
+    return warm_up(search, batches[0], [False])
 
 
 def flat_copy(state: TrainState) -> dict[str, Any]:
@@ -84,17 +102,18 @@ def test_compiling_that_fails_is_done_without_and_said(data: Path, monkeypatch: 
     batches = random_batches([BATCH], 8, 3, torch.arange(TINY_TRAIN), torch.device("cpu"))
 
     def fail(*args: Any) -> Any:
-        raise RuntimeError("the compiler crashed")
+        raise RuntimeError("the compiler crashed\nin many lines")
 
-    monkeypatch.setattr(step, "compile", lambda: setattr(step, "forward", fail))
-    found = warm_up(step, batches, compile="auto", num_steps=10**9, compiler_missing=None)
-    assert (found.compile, found.reason) == ("off", "compiling failed: RuntimeError")
+    monkeypatch.setattr(step, "backend", fail)
+    found = warmed_up(step, batches, num_steps=10**9)
+    assert found.way == Way() and found.reasons["kernels"] == "said so"
+    assert found.reasons["compile"] == "compiled failed: RuntimeError: the compiler crashed"
     assert_same_bits(flat_copy(step.state), before)
     real_steps(step, data, 1)
-    found = warm_up(step, batches, compile="auto", num_steps=10**9, compiler_missing="no compiler")
-    assert (found.compile, found.reason) == ("off", "no compiler")
+    found = warmed_up(step, batches, num_steps=10**9, missing="no compiler")
+    assert (found.way, found.reasons["compile"]) == (Way(), "no compiler")
     with pytest.raises(UserError, match="--compile on is not possible here: no compiler; use auto or off"):
-        warm_up(step, batches, compile="on", num_steps=1, compiler_missing="no compiler")
+        warmed_up(step, batches, num_steps=1, missing="no compiler", compile="on")
 
 
 @pytest.mark.parametrize("name", ["sgdn", "adam", "muon"])
