@@ -29,7 +29,7 @@ MISTAKES = {
     "loader": (["--loader", "numbaa"], "unknown loader 'numbaa'; did you mean 'numba'"),
     "amp": (["--amp", "bf61"], "amp is 'bf61': it must be 'auto', 'bf16', 'fp16' or 'off'; did you mean 'bf16'?"),
     "fp16 on a cpu": (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
-    "compile": (["--compile", "maybe"], "compile is 'maybe': it must be 'auto', 'on' or 'off'"),
+    "compile": (["--compile", "maybe"], "compile is 'maybe': it must be 'auto', 'on', 'whole' or 'off'"),
     "device": (["--device", "tpu"], "device is 'tpu': it must be auto, cpu, cuda or cuda:N"),
     "target": (["--target", "94"], "target is 94.0: input should be less than or equal to 1"),
     "seed": (["--seed", "-1"], "seed is -1"),

@@ -145,7 +145,10 @@ def test_a_signal_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=FAR)
     assert (process.returncode, stderr) == (130, "")
-    assert stdout.splitlines()[-2].startswith("stopped by SIGINT; saved after step ")
+    # It may not have come to its first step.
+    assert re.match(
+        r"stopped by SIGINT; (saved after step \d|the last checkpoint is kept)", stdout.splitlines()[-2]
+    )
     assert stdout.splitlines()[-1] == command
 
 
