@@ -87,9 +87,13 @@ def drain(file: Path, keys: list[str], cell_s: float = 0.0) -> int:
 
 
 def silence(file: Path) -> None:
-    """Make every worker's last sign of life an old one, as if their hosts had been gone for long."""
+    """Make every worker's last sign of life an old one, as if their hosts had been gone for long.
+
+    Before the first worker has made the database's tables there is none.
+    """
     with sqlite3.connect(file, timeout=60) as database:
-        database.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'trial_heartbeats'").fetchone():
+            database.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
     database.close()
 
 

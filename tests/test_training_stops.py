@@ -103,6 +103,8 @@ def test_an_evaluation_that_overflows_is_recorded_as_none(
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU's memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the GPU's memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the machine's memory"),
+        (RuntimeError("could not create a primitive"), "the machine's memory"),
+        (RuntimeError("can't start new thread"), "the machine's memory"),
         (MemoryError(), "the machine's memory"),
     ],
 )
