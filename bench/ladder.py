@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastresnet.arch import ArchSpec
-from fastresnet.assembly import Data, build_step, choose_machine, open_loaders, warm_up_step
+from fastresnet.assembly import Data, build_step, choose_machine, open_loaders
 from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
@@ -21,6 +21,7 @@ from fastresnet.loaders.protocol import Batch
 from fastresnet.recipe import Recipe
 from fastresnet.resnet import ONEDNN_SAFE_WIDTH
 from fastresnet.run import RunConfig
+from fastresnet.training_warmup import warm_up_step
 
 STUDENT, OURS = "student", "fastresnet"
 # In this order; each changes one thing of the one before that can be had.

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fastresnet.assembly import Data, build_step, choose_machine, warm_up_step
+from fastresnet.assembly import Data, build_step, choose_machine
 from fastresnet.atomic import explain_os_error
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.energy import EnergyMeter
@@ -36,6 +36,7 @@ from fastresnet.recipe import Recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, git_sha
 from fastresnet.sweep_cells import science_of
 from fastresnet.training import train
+from fastresnet.training_warmup import warm_up_step
 
 SEARCH_SEEDS = 1_000_000  # a search's runs take seeds from here on, the figures' from 0: never the same
 TELL_EVERY_S = 20.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,17 +18,9 @@ from fastresnet.engine.exchange import Exchange
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
 from fastresnet.engine.step import TrainStep, Way
-from fastresnet.engine.warmup import (
-    ChooseKernels,
-    Search,
-    WarmUp,
-    compiler_missing,
-    random_batches,
-    warm_up,
-)
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
-from fastresnet.kernels.dispatch import Choice, check_kernels, choose_kernels
+from fastresnet.kernels.dispatch import check_kernels
 from fastresnet.loaders.cache import cache_folder
 from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
 from fastresnet.loaders.encoded import open_encoded
@@ -39,7 +30,7 @@ from fastresnet.losses import build_loss
 from fastresnet.mix import Mix
 from fastresnet.optim import build_optimizer
 from fastresnet.recipe import Recipe
-from fastresnet.resnet import block_shapes, build_model
+from fastresnet.resnet import build_model
 from fastresnet.run import RunConfig, environment
 from fastresnet.schedule import build_schedule
 
@@ -308,66 +299,3 @@ def way_of(config: RunConfig) -> Way:
         kernels=config.kernels if config.kernels != "auto" else "eager",
         graphs=config.graphs == "on",
     )
-
-
-def warm_up_step(
-    step: TrainStep,
-    recipe: Recipe,
-    chosen: Machine,
-    data: Data,
-    announce: Callable[[str], None] = lambda line: None,
-) -> WarmUp:
-    """Find the fastest way to do the run's steps that the config allows, take it, and have all compiled by then.
-
-    The state stays as it was.
-
-    Args:
-        announce: told a line before a measurement that takes a minute.
-
-    Raises:
-        UserError: the config asks for a way that is not possible.
-    """
-    config, device, dataset, ranks = chosen.config, chosen.device, data.dataset, chosen.ranks
-    state = step.state
-    members = data.splits["train"].members
-    rest = len(members) % recipe.batch_size
-    sizes = [recipe.batch_size] if len(members) >= recipe.batch_size else []
-    sizes += [rest] if rest and not recipe.drop_last else []
-    if not ranks.is_alone:  # which do incomplete batches as they are
-        sizes = [ranks.share(sizes[0])]
-    step.augment.begin_epoch(config.seed, state.epoch, members, device)
-    *batches, eval_batch = random_batches(
-        [*sizes, EVAL_BATCH], dataset.image_size, dataset.num_classes, torch.from_numpy(members), device
-    )
-    search = Search(
-        step=step,
-        batches=batches,
-        config=config,
-        num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
-        compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),
-        choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
-    )
-    return warm_up(search, eval_batch, [False, True] if recipe.tta == "flip" else [False])
-
-
-def _kernel_chooser(
-    recipe: Recipe, chosen: Machine, image_size: int, announce: Callable[[str], None]
-) -> ChooseKernels:
-    """Return what chooses the norms' implementation."""
-    spec = recipe.arch_spec()
-
-    def choose(compiled: bool, worth_measuring: bool) -> Choice:
-        return choose_kernels(
-            chosen.config.kernels,
-            block_shapes(spec, recipe.batch_size, image_size),
-            activation=spec.activation,
-            dtype=chosen.amp_dtype,
-            device=chosen.device,
-            compiled=compiled,
-            deterministic=chosen.config.deterministic,
-            worth_measuring=worth_measuring,
-            cache_folder=cache_folder(),
-            announce=announce,
-        )
-
-    return choose

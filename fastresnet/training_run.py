@@ -15,7 +15,6 @@ from fastresnet.assembly import (
     open_data,
     open_loaders,
     train_loader_spec,
-    warm_up_step,
 )
 from fastresnet.engine.checkpoint import load_last, pack_checkpoint, save_state, unpack_checkpoint
 from fastresnet.engine.fit import CHECK_EVERY, Fit
@@ -34,6 +33,7 @@ from fastresnet.run import (
     file_change,
     machine_difference,
 )
+from fastresnet.training_warmup import warm_up_step
 
 AGREE_S = 1.0  # about how often several ranks agree whether to stop
 

@@ -22,7 +22,7 @@ from tiny_runs import (
 )
 
 import fastresnet
-from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders, warm_up_step
+from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
 from fastresnet.engine import warmup
 from fastresnet.engine.evaluate import EVAL_BATCH, Scorer, evaluate
 from fastresnet.engine.fit import Interrupted
@@ -32,6 +32,7 @@ from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacl
 from fastresnet.engine.warmup import num_compiled
 from fastresnet.errors import UserError
 from fastresnet.training import resume, train
+from fastresnet.training_warmup import warm_up_step
 
 
 @pytest.fixture

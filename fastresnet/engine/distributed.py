@@ -25,14 +25,10 @@ class Ranks:
 
     Attributes:
         launch: which rank this is.
-        how_to_go_on: what to say of the run when a rank is lost.
-        ends_together: every rank is about to end, for a reason that all know.
     """
 
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
-        self.how_to_go_on = ""
-        self.ends_together = False
 
     @property
     def rank(self) -> int:

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -68,6 +69,18 @@ class Place:
                 folder.mkdir(parents=True)
                 self._made[name] = make(folder)
             return self._made[name]
+
+
+Run = Callable[[Place, Random, Path], str]  # what a :class:`Case` runs, in a place
+
+
+def cases_of(
+    place: Place, kinds: Mapping[str, tuple[int, Run]], *, fault: str, name: str, times: int | None = None
+) -> Iterator[Case]:
+    """Yield each kind as often as it says, or ``times``; ``fault`` and ``name`` stand before what it is called."""
+    for what, (own_times, run) in kinds.items():
+        for index in range(own_times if times is None else times):
+            yield Case(fault=f"{fault}{what}", name=f"{name} {what} {index}", run=partial(run, place))
 
 
 def attempt(case: Case, place: Place, seed: int) -> Outcome:

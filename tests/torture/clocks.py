@@ -6,12 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import fastresnet
-from torture.case import Case, NotHere, Place, expect_success
+from torture.case import Case, NotHere, Place, Run, cases_of, expect_success
 from torture.child import Done, Fault, call, start
 from torture.kills import SWEEP, expect_same_sweep, straight_sweep, sweep_words
 from torture.tiny import (
@@ -27,20 +27,14 @@ from torture.tiny import (
 
 def cases(place: Place, short: bool) -> Iterator[Case]:
     """Yield runs and sweeps under clocks that jump."""
-    kinds: dict[str, tuple[int, Callable[[Place, Random, Path], str]]] = {
+    kinds: dict[str, tuple[int, Run]] = {
         "jumps in a run and its resumption": (3, _jumping),
         "is another year when a run is resumed": (2, _years),
         "jumps in one worker of a sweep": (2, _sweep),
     }
-    for what, (times, run) in kinds.items():
-        if short and run is not _jumping:
-            continue
-
-        def under_clock(random: Random, folder: Path, run: Callable[[Place, Random, Path], str] = run) -> str:
-            return run(place, random, folder)
-
-        for index in range(1 if short else times):
-            yield Case(fault=f"clock {what}", name=f"clock {what} {index}", run=under_clock)
+    if short:
+        kinds = {what: kind for what, kind in kinds.items() if kind[1] is _jumping}
+    yield from cases_of(place, kinds, fault="clock ", name="clock", times=1 if short else None)
 
 
 def _jumping(place: Place, random: Random, folder: Path) -> str:

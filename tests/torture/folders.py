@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from torture.case import Case, NotHere, Place, expect_one_line, expect_success
+from torture.case import Case, NotHere, Place, Run, cases_of, expect_one_line, expect_success
 from torture.child import call
 from torture.tiny import (
     EPOCHS,
@@ -63,7 +63,7 @@ def _flag(flag: str, folder: Path) -> str:
 
 def cases(place: Place, short: bool) -> Iterator[Case]:
     """Yield each kind of folder that goes wrong."""
-    kinds: dict[str, tuple[int, Callable[[Place, Random, Path], str]]] = {
+    kinds: dict[str, tuple[int, Run]] = {
         "read-only under a run": (3, _read_only_run),
         "read-only when a run is made": (1, _read_only_runs),
         "read-only when a run is resumed": (1, _read_only_resume),
@@ -75,13 +75,7 @@ def cases(place: Place, short: bool) -> Iterator[Case]:
         "the data vanishes": (1, _data_vanished),
         "the working folder vanishes": (1, _here_vanished),
     }
-    for what, (times, run) in kinds.items():
-
-        def on_folder(random: Random, folder: Path, run: Callable[[Place, Random, Path], str] = run) -> str:
-            return run(place, random, folder)
-
-        for index in range(1 if short else times):
-            yield Case(fault=f"folder: {what}", name=f"folder {what} {index}", run=on_folder)
+    yield from cases_of(place, kinds, fault="folder: ", name="folder", times=1 if short else None)
 
 
 REFUSED = "Operation not permitted" if os.geteuid() == 0 else "Permission denied"

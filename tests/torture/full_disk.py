@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from torture.case import Case, NotHere, Place, expect_one_line, expect_success
+from torture.case import Case, NotHere, Place, Run, cases_of, expect_one_line, expect_success
 from torture.child import Fault, call, start
 from torture.kills import SWEEP, expect_same_sweep, straight_sweep, sweep_words
 from torture.tiny import (
@@ -60,7 +60,7 @@ def fill(disk: Path, left: int) -> Path:
 
 def cases(place: Place, short: bool) -> Iterator[Case]:
     """Yield a full disk at each kind of write, with more and less room left on it."""
-    kinds: dict[str, tuple[int, Callable[[Place, Random, Path], str]]] = {
+    kinds: dict[str, tuple[int, Run]] = {
         "packing": (3, _packing),
         "making a run": (3, _making),
         "training": (6, _training),
@@ -72,15 +72,10 @@ def cases(place: Place, short: bool) -> Iterator[Case]:
         "writing betons": (2, _betons),
         "a limit on files' sizes": (2, _limit),
     }
-    for what, (times, run) in kinds.items():
-        if short and what not in ("packing", "making a run", "training", "training, with its output there"):
-            continue
-
-        def on_disk(random: Random, folder: Path, run: Callable[[Place, Random, Path], str] = run) -> str:
-            return run(place, random, folder)
-
-        for index in range(1 if short else times):
-            yield Case(fault=f"disk full: {what}", name=f"full disk {what} {index}", run=on_disk)
+    if short:
+        few = ("packing", "making a run", "training", "training, with its output there")
+        kinds = {what: kinds[what] for what in few}
+    yield from cases_of(place, kinds, fault="disk full: ", name="full disk", times=1 if short else None)
 
 
 def _size(folder: Path) -> int:

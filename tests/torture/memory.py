@@ -6,11 +6,11 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from torture.case import Case, NotHere, Place, expect_success
+from torture.case import Case, NotHere, Place, Run, cases_of, expect_success
 from torture.child import Done, Fault, call
 from torture.tiny import (
     begun,
@@ -29,20 +29,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def cases(place: Place, short: bool) -> Iterator[Case]:
     """Yield limits, low and high, at the start and on the way."""
-    kinds: dict[str, tuple[int, Callable[[Place, Random, Path], str]]] = {
+    kinds: dict[str, tuple[int, Run]] = {
         "of what may be mapped, from the start": (6, _from_start),
         "of what may be mapped, on the way": (4, _on_the_way),
         "of a cgroup": (2, _cgroup),
     }
-    for what, (times, run) in kinds.items():
-        if short and run is _cgroup:
-            continue
-
-        def limited(random: Random, folder: Path, run: Callable[[Place, Random, Path], str] = run) -> str:
-            return run(place, random, folder)
-
-        for index in range(2 if short else times):
-            yield Case(fault=f"memory limit {what}", name=f"memory {what} {index}", run=limited)
+    if short:
+        kinds = {what: kind for what, kind in kinds.items() if kind[1] is not _cgroup}
+    yield from cases_of(place, kinds, fault="memory limit ", name="memory", times=2 if short else None)
 
 
 def _from_start(place: Place, random: Random, folder: Path) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from torture.case import Case, Place, expect_one_line, expect_success
+from torture.case import Case, Place, Run, cases_of, expect_one_line, expect_success
 from torture.child import call, start
 from torture.tiny import (
     cache_of,
@@ -26,20 +26,14 @@ from torture.tiny import (
 
 def cases(place: Place, short: bool) -> Iterator[Case]:
     """Yield what processes do to each other."""
-    kinds: dict[str, tuple[int, Callable[[Place, Random, Path], str]]] = {
+    kinds: dict[str, tuple[int, Run]] = {
         "resumed while it trains": (2, _resumed_while_training),
         "resumed twice at once": (3, _resumed_twice),
         "four pack at once": (2, _four_pack),
         "four find one damaged pack": (2, _four_mend),
         "runs made at once": (1, _runs_at_once),
     }
-    for what, (times, run) in kinds.items():
-
-        def together(random: Random, folder: Path, run: Callable[[Place, Random, Path], str] = run) -> str:
-            return run(place, random, folder)
-
-        for index in range(1 if short else times):
-            yield Case(fault=f"shared: {what}", name=f"shared {what} {index}", run=together)
+    yield from cases_of(place, kinds, fault="shared: ", name="shared", times=1 if short else None)
 
 
 def _resumed_while_training(place: Place, random: Random, folder: Path) -> str:
