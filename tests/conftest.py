@@ -23,6 +23,11 @@ from fastresnet.run import RunConfig
 from fastresnet.training import train
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Call bytes by their parameter's name: a compressor may write the time, and all workers must collect the same."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test an empty cache folder; it is ``$FASTRESNET_CACHE``, for subprocesses too."""
