@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kernel_interpreter  # noqa: F401 - first, for what it sets
 import pytest
+from hypothesis import settings
 from made_data import OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
 from tiny_runs import ARCH, BATCH, STEPS, StopAt, only_run, write_tiny
 from typed_commands import Command
@@ -21,6 +22,10 @@ from fastresnet.loaders.sources import download
 from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig
 from fastresnet.training import train
+
+# A machine that is busy makes no property untrue.
+settings.register_profile("fastresnet", deadline=None)
+settings.load_profile("fastresnet")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -19,7 +19,6 @@ def examples(number: int) -> Callable[[Any], Any]:
     """Return settings for ``number`` examples, the same each time; ``make fuzz`` takes more, and others."""
     return settings(
         max_examples=max(number, MORE),
-        deadline=None,
         derandomize=not MORE,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )

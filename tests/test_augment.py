@@ -254,7 +254,7 @@ def test_evaluation_only_normalises(uint8_images: torch.Tensor) -> None:
 # The order contract
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 10**6),

@@ -73,7 +73,7 @@ def without_hash(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "sha256"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=contents)
 def test_what_is_written_is_read(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("checkpoint") / "c.safetensors"
@@ -144,7 +144,7 @@ def refused_or_equal(raw: bytes, path: Path) -> None:
     assert_same_bits(without_hash(found), CONTENT)  # a space of the header, made another kind of space
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_altered_bytes_are_never_taken_for_something_else(
     data: st.DataObject, whole: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -60,7 +60,7 @@ def test_contract(name: str, check: Callable[..., None]) -> None:
     check(BACKENDS[name] if name in BACKENDS else functools.partial(open_loader, name))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_spec_gives_the_references_bits(data: st.DataObject) -> None:
     side = data.draw(st.integers(1, 40), "side")

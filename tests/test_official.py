@@ -118,7 +118,7 @@ def test_missing_and_torn_pickles_are_refused(official_folder: Path) -> None:
     assert "lacks data_batch_4" in refusal(official_folder)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_broken_pickle_gets_past_the_reader(data: st.DataObject) -> None:
     """Whatever byte is altered, it is refused in one line or still gives plain containers and arrays."""

@@ -26,7 +26,7 @@ from fastresnet.recipe_parts import Ema
 from fastresnet.resnet import build_model
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     decay=st.floats(0.01, 0.999), every=st.integers(1, 4), ramp=st.booleans(), num_steps=st.integers(1, 30)
 )

@@ -163,7 +163,7 @@ def test_gradients_of_narrow_networks(width: int) -> None:
 
 
 @given(specs())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_counts_are_those_of_the_module(spec: ArchSpec) -> None:
     with torch.device("meta"):
         model = build_model(spec, num_classes=7)

@@ -213,7 +213,7 @@ def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"event": "epoch", "epoch": start + i, "loss": 1 / (start + i + 3)} for i in range(count)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(before=st.integers(0, 3), after=st.integers(0, 3), torn=st.binary(max_size=20), more=st.integers(0, 2))
 def test_rows_are_neither_lost_nor_doubled(
     before: int, after: int, torn: bytes, more: int, tmp_path_factory: pytest.TempPathFactory
@@ -308,7 +308,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=st.dictionaries(st.text().filter(lambda key: key != "sha256"), values, max_size=4))
 def test_sealed_json_is_read_as_written(
     content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

@@ -102,7 +102,7 @@ def open_or_refuse(name: str, content: bytes) -> Dataset | None:
             return None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_tar_is_refused(whole_tar: tuple[str, bytes, str], where: float) -> None:
     name, content, digest = whole_tar
@@ -112,7 +112,7 @@ def test_a_truncated_tar_is_refused(whole_tar: tuple[str, bytes, str], where: fl
         assert name == "set.tar" and not any(content[len(kept) :]) and dataset.digest == digest
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_an_altered_compressed_tar_is_never_read_as_other_images(
     whole_tar: tuple[str, bytes, str], where: float, flip: int
