@@ -24,8 +24,8 @@ from fastresnet.arch import ArchSpec
 from fastresnet.bench.ceilings import copy_speed
 from fastresnet.bench.continued import go_on
 from fastresnet.bench.record import make_record
+from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
-from fastresnet.engine.warmup import compiler_missing
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.fusion import Activation, Added, Fusion
 from fastresnet.kernels.geometry import plan_one_pass

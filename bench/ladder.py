@@ -13,8 +13,9 @@ from fastresnet.arch import ArchSpec
 from fastresnet.assembly import Data, build_step, choose_machine, open_loaders
 from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
+from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
-from fastresnet.engine.warmup import compiler_missing, random_batches, warm_loaders
+from fastresnet.engine.warmup import random_batches, warm_loaders
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch

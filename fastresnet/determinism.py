@@ -18,8 +18,8 @@ import torch
 from fastresnet.assembly import train_loader_spec
 from fastresnet.engine import machine
 from fastresnet.engine.checkpoint import load_last
+from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.listener import Listener
-from fastresnet.engine.warmup import compiler_missing
 from fastresnet.errors import UserError
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.protocol import Loader
@@ -149,14 +149,19 @@ class _Runs:
         self.recipe = recipe.with_overrides(
             {"arch": ARCH, "epochs": EPOCHS, "batch_size": BATCH, "drop_last": False, "optimizer.lr": 0.05}
         )
-        self.config = config.model_copy(update={"compile": "off"})
+        # What a clock would choose is fixed; --deterministic chooses by rule.
+        self.config = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
         self._folder = folder
         self._states: dict[str, dict[str, torch.Tensor]] = {}
+
+    def _config(self, deterministic: bool = False, **changes: Any) -> RunConfig:
+        by_rule = {"compile": "auto", "kernels": "auto", "graphs": "auto"} if deterministic else {}
+        return self.config.model_copy(update={**by_rule, "deterministic": deterministic, **changes})
 
     def _trained(self, name: str, **changes: Any) -> dict[str, torch.Tensor]:
         if name not in self._states:
             run = self._folder / name / "run"
-            config = self.config.model_copy(update=changes)
+            config = self._config(**changes)
             train(self.recipe, config, runs_dir=run.parent, run_name=run.name)
             self._states[name] = _tensors(load_last(run)[0]["state"])
         return self._states[name]
@@ -172,7 +177,7 @@ class _Runs:
     def resumed(self, what: str, promised: bool, deterministic: bool) -> Verdict:
         """Stop a run in the middle of an epoch, as a kill does, and resume it."""
         run = self._folder / f"resumed-{deterministic}" / "run"
-        config = self.config.model_copy(update={"deterministic": deterministic, "save_every_s": 1e-6})
+        config = self._config(deterministic=deterministic, save_every_s=1e-6)
         try:
             train(
                 self.recipe, config, runs_dir=run.parent, run_name=run.name, listener=_StopAfter(STOP_AFTER)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 
 from fastresnet.assembly import Data, Machine
+from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.evaluate import EVAL_BATCH
 from fastresnet.engine.step import TrainStep
 from fastresnet.engine.warmup import (
     ChooseKernels,
     Search,
     WarmUp,
-    compiler_missing,
     random_batches,
     warm_up,
 )
@@ -69,14 +69,16 @@ def _kernel_chooser(
     """Return what chooses the norms' implementation."""
     spec = recipe.arch_spec()
 
-    def choose(compiled: bool, worth_measuring: bool) -> Choice:
+    def choose(*, compiled: bool, launched: bool, worth_measuring: bool) -> Choice:
         return choose_kernels(
             chosen.config.kernels,
-            block_shapes(spec, recipe.batch_size, image_size),
+            block_shapes(spec, chosen.ranks.share(recipe.batch_size), image_size),
             activation=spec.activation,
             dtype=chosen.amp_dtype,
             device=chosen.device,
             compiled=compiled,
+            launched=launched,
+            synced=chosen.config.sync_bn and not chosen.ranks.is_alone,
             deterministic=chosen.config.deterministic,
             worth_measuring=worth_measuring,
             cache_folder=cache_folder(),

@@ -62,12 +62,20 @@ def time_blocks(
     activation: Activation,
     dtype: torch.dtype,
     device: torch.device,
+    *,
     compiled: bool,
+    launched: bool,
 ) -> dict[str, float]:
-    """Return the seconds that all ``blocks`` take forward and backward, by implementation (medians, added up)."""
+    """Return the seconds that all ``blocks`` take forward and backward, by implementation (medians, added up).
+
+    ``launched`` times them operation by operation, Python and launches included; otherwise as replays of CUDA graphs.
+    """
     totals = dict.fromkeys(kernels, 0.0)
     for shape in blocks:
-        runs = {name: block_runs(name, shape, activation, dtype, device, compiled) for name in kernels}
+        runs = {
+            name: block_runs(name, shape, activation, dtype, device, compiled=compiled, launched=launched)
+            for name in kernels
+        }
         for name, times in time_interleaved(runs, device, rounds=ROUNDS, calls=CALLS).items():
             totals[name] += shape.repeats * times.p50_s
         torch._dynamo.reset()  # these graphs are of no more use, and count against the recompile limit
@@ -80,7 +88,9 @@ def block_runs(
     activation: Activation,
     dtype: torch.dtype,
     device: torch.device,
+    *,
     compiled: bool,
+    launched: bool,
 ) -> list[Run]:
     """Return calls that run one block forward and backward, one for each of several sets of inputs."""
     block = Block(shape, activation, kernels).to(device)
@@ -98,7 +108,10 @@ def block_runs(
 
     # the input, what both convolutions and both norms return, a gradient
     bytes_each = 6 * _random(shape, dtype, device).nbytes
-    return [captured(prepare, device) for _ in range(sets_beyond_cache(bytes_each, device))]
+    return [
+        prepare() if launched else captured(prepare, device)
+        for _ in range(sets_beyond_cache(bytes_each, device))
+    ]
 
 
 def fastest_tuning(

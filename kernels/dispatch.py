@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fastresnet import __version__
-from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.atomic import locked, read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.kernels.block_time import BlockShape, fastest_tuning, time_blocks
 from fastresnet.kernels.fusion import Activation
@@ -34,13 +34,10 @@ class Choice:
     Attributes:
         kernels: one of ``norm_act.KERNELS``.
         reason: a line for the user.
-        times_s: seconds that the network's blocks took, forward and backward, by implementation; empty if nothing was
-            measured.
     """
 
     kernels: str
     reason: str
-    times_s: dict[str, float]
 
 
 def triton_obstacle(device: torch.device) -> str | None:
@@ -79,6 +76,8 @@ def choose_kernels(
     dtype: torch.dtype,
     device: torch.device,
     compiled: bool,
+    launched: bool,
+    synced: bool,
     deterministic: bool,
     worth_measuring: bool = True,
     cache_folder: Path,
@@ -88,11 +87,13 @@ def choose_kernels(
 
     Args:
         wanted: ``auto``, or one of ``norm_act.KERNELS``.
-        blocks: the network's blocks at the run's batch size.
+        blocks: the network's blocks at the batch size of one process.
         activation: the network's.
         dtype: what the convolutions compute in.
         device: the run's.
         compiled: the step goes through torch.compile.
+        launched: the step's operations are launched one by one, and not replayed from a CUDA graph.
+        synced: the norms share their statistics with other ranks, which is timed nowhere: plain PyTorch.
         deterministic: then nothing is measured, since another day's measurement may differ: the kernels where they
             run, whose sums are always added in the same order.
         worth_measuring: the run is long enough; otherwise only an earlier measurement is used.
@@ -107,32 +108,35 @@ def choose_kernels(
     if wanted != "auto":
         return _as_asked(wanted, obstacle, compiled)
     if obstacle is not None:
-        return Choice(kernels=plain, reason=obstacle, times_s={})
+        return Choice(kernels=plain, reason=obstacle)
     if device.type != "cuda":
-        return Choice(kernels=plain, reason="Triton's interpreter is for tests", times_s={})
+        return Choice(kernels=plain, reason="Triton's interpreter is for tests")
+    if synced:
+        return Choice(kernels=plain, reason="not measured for statistics that ranks share")
     if deterministic:
-        return Choice(kernels="triton", reason="deterministic, so not measured", times_s={})
-    key = machine_key(blocks, activation, dtype, device, compiled)
+        return Choice(kernels="triton", reason="deterministic, so not measured")
+    key = machine_key(blocks, activation, dtype, device, compiled=compiled, launched=launched)
     file = cache_folder / CACHE_FILE
     cached = _read(file).get(key)
     if cached is not None:
         return _choice(cached, plain, "measured earlier on this machine")
     if not worth_measuring:
-        return Choice(kernels=plain, reason="the run is too short for measuring to pay", times_s={})
+        return Choice(kernels=plain, reason="the run is too short for measuring to pay")
     announce(
         "measuring which batch-norm kernels are fastest here: about a minute, once per machine and network"
     )
     try:
         triton = TRITON_KERNELS[fastest_tuning(blocks, activation, dtype, device)]
-        times = time_blocks([plain, triton], blocks, activation, dtype, device, compiled)
+        times = time_blocks(
+            [plain, triton], blocks, activation, dtype, device, compiled=compiled, launched=launched
+        )
     except Exception as error:
         # a compiler's failure on some machine must not keep it from training
         first_line = (str(error).splitlines() or [""])[0]
-        return Choice(
-            kernels=plain, reason=f"measuring failed: {type(error).__name__}: {first_line}", times_s={}
-        )
+        return Choice(kernels=plain, reason=f"measuring failed: {type(error).__name__}: {first_line}")
     cache_folder.mkdir(parents=True, exist_ok=True)
-    write_sealed_json(file, {**_read(file), key: times})
+    with locked(file.with_suffix(".lock"), waiting=lambda: None):
+        write_sealed_json(file, {**_read(file), key: times})
     return _choice(times, plain, f"measured on {torch.cuda.get_device_name(device)}")
 
 
@@ -159,10 +163,16 @@ def _machine_name(device: torch.device) -> str:
 
 
 def machine_key(
-    blocks: Sequence[BlockShape], activation: str, dtype: torch.dtype, device: torch.device, compiled: bool
+    blocks: Sequence[BlockShape],
+    activation: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    compiled: bool,
+    launched: bool,
 ) -> str:
     """Return what a measurement holds for: GPU, versions of torch, Triton and these kernels, and the blocks."""
-    subject = [list(map(tuple, blocks)), activation, str(dtype), compiled]
+    subject = [list(map(tuple, blocks)), activation, str(dtype), compiled, launched]
     digest = hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:16]
     return f"{_machine_name(device)}; {digest}"
 
@@ -178,14 +188,14 @@ def _as_asked(wanted: str, obstacle: str | None, compiled: bool) -> Choice:
         raise UserError(
             "--kernels inductor is what torch.compile makes; add --compile on, or use --kernels eager"
         )
-    return Choice(kernels=wanted, reason="as asked", times_s={})
+    return Choice(kernels=wanted, reason="as asked")
 
 
 def _choice(times: dict[str, float], plain: str, origin: str) -> Choice:
     # a tie goes to the plain module, which everything else knows how to handle
     best = min(times, key=lambda name: (times[name], name != plain))
     told = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in sorted(times.items()))
-    return Choice(kernels=best, reason=f"blocks take {told}; {origin}", times_s=dict(times))
+    return Choice(kernels=best, reason=f"blocks take {told}; {origin}")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastresnet.atomic import locked
 from fastresnet.draws import Purpose, permutation, stream
 from fastresnet.errors import UserError
-from fastresnet.loaders.cache import cache_folder, disk_errors, locked, publishing
+from fastresnet.loaders.cache import cache_folder, disk_errors, publishing
 from fastresnet.loaders.pack import FORMAT, PackDamagedError, read_pack, write_pack
 from fastresnet.loaders.protocol import Split
 from fastresnet.loaders.sources import Progress, Source, resolve

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastresnet.atomic import locked
 from fastresnet.errors import UserError
 from fastresnet.loaders.beton import holds, read_beton, write_beton
-from fastresnet.loaders.cache import cache_folder, disk_errors, locked
+from fastresnet.loaders.cache import cache_folder, disk_errors
 from fastresnet.loaders.epoch import Epoch, EpochCursor, loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.mapped import mapped_file

@@ -13,8 +13,8 @@ from test_kill import await_run, started
 from tiny_runs import BATCH, assert_same_science, train_tiny, write_tiny
 
 from fastresnet.engine.checkpoint import load_last
+from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import resolve_device
-from fastresnet.engine.warmup import compiler_missing
 from fastresnet.training import resume
 
 ARCH = "n1-b1-c8"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ def choose(wanted: str = "auto", **changes: Any) -> Choice:
         "dtype": torch.float32,
         "device": torch.device("cpu"),
         "compiled": False,
+        "launched": True,
+        "synced": False,
         "deterministic": False,
         "cache_folder": Path("unused"),
     }
@@ -44,7 +48,7 @@ class Machine:
         self.announced: list[str] = []
         self.fails: Exception | None = None
 
-    def time_blocks(self, kernels: list[str], *_: Any) -> dict[str, float]:
+    def time_blocks(self, kernels: list[str], *_: Any, **how: bool) -> dict[str, float]:
         self.measurements += 1
         if self.fails:
             raise self.fails
@@ -69,7 +73,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.mark.parametrize(("compiled", "kernels"), [(True, "inductor"), (False, "eager")])
 def test_a_cpu_takes_the_plain_module(compiled: bool, kernels: str, tmp_path: Path) -> None:
     choice = choose(compiled=compiled, cache_folder=tmp_path)
-    assert choice.kernels == kernels and choice.times_s == {} and choice.reason
+    assert choice.kernels == kernels and choice.reason
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +83,7 @@ import sys, torch
 from pathlib import Path
 from fastresnet.kernels.dispatch import choose_kernels
 choose_kernels("auto", [], activation="relu", dtype=torch.float32, device=torch.device("cpu"), compiled=False,
-               deterministic=False, cache_folder=Path("unused"))
+               launched=True, synced=False, deterministic=False, cache_folder=Path("unused"))
 assert "triton" not in sys.modules
 """
     done = subprocess.run(
@@ -109,7 +113,7 @@ def test_the_fastest_is_taken(machine: Machine, tmp_path: Path) -> None:
     assert machine.choose(tmp_path).kernels == "triton"
     machine.times = {"inductor": 1.0, "triton": 1.5}
     slower = machine.choose(tmp_path, activation="gelu")
-    assert slower.kernels == "inductor" and slower.times_s == {"inductor": 1.0, "triton": 1.5}
+    assert slower.kernels == "inductor" and "inductor 1000.000 ms, triton 1500.000 ms" in slower.reason
     machine.times = {"inductor": 1.0, "triton": 1.0}
     assert machine.choose(tmp_path, activation="silu").kernels == "inductor"
 
@@ -123,10 +127,10 @@ def test_measured_once_a_machine_and_network(machine: Machine, tmp_path: Path) -
     first = machine.choose(tmp_path / "cache")
     again = machine.choose(tmp_path / "cache")
     assert machine.measurements == 1 and len(machine.announced) == 1
-    assert again.kernels == first.kernels and again.times_s == first.times_s
+    assert again.kernels == first.kernels
     assert "measured earlier" in again.reason and "NVIDIA H200" in first.reason
-    machine.choose(tmp_path / "cache", dtype=torch.bfloat16)
-    assert machine.measurements == 2
+    machine.choose(tmp_path / "cache", launched=False)
+    assert machine.measurements == 2, "replays are another thing than launches"
     kept = json.loads((tmp_path / "cache" / dispatch.CACHE_FILE).read_text())
     keys = sorted(kept.keys() - {"sha256"})
     assert len(keys) == 2 and all("NVIDIA H200; torch " in key and "; triton " in key for key in keys)
@@ -167,6 +171,35 @@ def test_deterministic_runs_measure_nothing(machine: Machine, tmp_path: Path) ->
     assert machine.measurements == 0 and list(tmp_path.iterdir()) == []
 
 
+def test_statistics_that_ranks_share_are_measured_nowhere(machine: Machine, tmp_path: Path) -> None:
+    choice = machine.choose(tmp_path, synced=True)
+    assert (choice.kernels, machine.measurements) == ("inductor", 0) and "ranks share" in choice.reason
+    assert machine.choose(tmp_path, synced=True, deterministic=True).kernels == "inductor"
+
+
+def test_measurements_of_two_at_once_are_both_kept(machine: Machine, tmp_path: Path) -> None:
+    """Each waits for the other's turn at the file, and reads it then."""
+    before, read = threading.active_count(), dispatch._read
+
+    def slowly(file: Path) -> dict[str, Any]:
+        found = read(file)
+        time.sleep(0.1)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "_read", slowly)
+        workers = [
+            threading.Thread(target=machine.choose, args=(tmp_path,), kwargs={"dtype": dtype})
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert threading.active_count() == before
+    assert len(read(tmp_path / dispatch.CACHE_FILE)) == 2
+
+
 def test_a_failing_compiler_does_not_keep_a_run_from_training(machine: Machine, tmp_path: Path) -> None:
     machine.fails = RuntimeError("ptxas: unsupported\nlong log")
     choice = machine.choose(tmp_path)
@@ -194,15 +227,20 @@ def test_blocks_and_tunings_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_time, "ROUNDS", 2)
     monkeypatch.setattr(block_time, "CALLS", 1)
     shapes = [BlockShape(2, 4, 5, 2, (4,), (3, 3))]
-    times = block_time.time_blocks(["eager", "triton-1"], shapes, "relu", torch.float32, DEVICE, False)
-    assert times.keys() == {"eager", "triton-1"} and all(seconds > 0 for seconds in times.values())
+    for launched in (True, False):
+        times = block_time.time_blocks(
+            ["eager", "triton-1"], shapes, "relu", torch.float32, DEVICE, compiled=False, launched=launched
+        )
+        assert times.keys() == {"eager", "triton-1"} and all(seconds > 0 for seconds in times.values())
     assert block_time.fastest_tuning(shapes, "gelu", torch.float32, DEVICE) in range(4)
 
 
 def test_a_compiled_block_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_time, "ROUNDS", 1)
     shapes = [BlockShape(2, 4, 5, 2, (4,), (3, 3))]
-    times = block_time.time_blocks(["inductor"], shapes, "relu", torch.float32, DEVICE, True)
+    times = block_time.time_blocks(
+        ["inductor"], shapes, "relu", torch.float32, DEVICE, compiled=True, launched=False
+    )
     assert times["inductor"] > 0
 
 

@@ -175,7 +175,7 @@ def test_lock_of_a_dead_process_does_not_block(image_folder: Path) -> None:
     folder = open_dataset(str(image_folder)).folder
     (folder / META).unlink()
     script = (
-        "import sys, time; from pathlib import Path; from fastresnet.loaders.cache import locked\n"
+        "import sys, time; from pathlib import Path; from fastresnet.atomic import locked\n"
         "with locked(Path(sys.argv[1]), lambda: None): print('held', flush=True); time.sleep(60)"
     )
     lock = folder.with_name(f"{folder.name}.lock")

@@ -83,8 +83,8 @@ def warmed_up(
         config=fastresnet.RunConfig(**config),
         num_steps=num_steps,
         compiler_missing=missing,
-        choose_kernels=lambda compiled, worth: Choice(
-            kernels="inductor" if compiled else "eager", reason="said so", times_s={}
+        choose_kernels=lambda *, compiled, **_: Choice(
+            kernels="inductor" if compiled else "eager", reason="said so"
         ),
     )
     return warm_up(search, batches[0], [False])

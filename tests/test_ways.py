@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from optional_parts import need
 from replayed_ops import RecordedOps
 from tiny_runs import (
     BATCH,
@@ -31,6 +32,7 @@ from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.engine.warmup import num_compiled
 from fastresnet.errors import UserError
+from fastresnet.kernels.dispatch import Choice
 from fastresnet.training import resume, train
 from fastresnet.training_warmup import warm_up_step
 
@@ -292,6 +294,11 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float], Way]] = 
         Way(compile="on", kernels="inductor", graphs=True),
     ),
     "graphs not wanted": ({"compile": "off", "graphs": "off"}, {("off", False): 1.0}, Way()),
+    "deterministic, which no clock decides": (
+        {"deterministic": True},
+        {("off", False): 1.0},
+        Way(),
+    ),
     "inductor asks for a compiler": (
         {"kernels": "inductor", "graphs": "off"},
         {("on", False): 1.0},
@@ -314,6 +321,50 @@ def test_the_fastest_way_is_taken(name: str, data: Path, monkeypatch: pytest.Mon
     assert set(found.reasons) == {"compile", "kernels", "graphs"}
     assert found.options["graphs"] == ("on" if wanted.graphs else "off")
     made.loaders.close()
+
+
+@pytest.mark.parametrize(("launched_s", "kernels"), [(0.5, "triton"), (2.0, "eager")])
+def test_kernels_that_won_as_replays_are_tried_as_launches(
+    launched_s: float, kernels: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where graphs turn out to be no faster: a launch costs the kernels more than it costs plain PyTorch."""
+    asked = []
+
+    def choose(*args: Any, launched: bool, **kwargs: Any) -> Choice:
+        asked.append(launched)
+        return Choice(kernels="triton", reason="said so")
+
+    def timed(search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+        return launched_s if search.step.way.kernels == "triton" else 1.0
+
+    need("triton")
+    monkeypatch.setattr("fastresnet.training_warmup.choose_kernels", choose)
+    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: None)
+    made = Made(data, {}, Way(), capture=RecordedOps())
+    config = made.chosen.config.model_copy(update={"compile": "off", "graphs": "auto"})
+    found = warm_up_step(made.step, made.recipe, replace(made.chosen, config=config), made.data)
+    assert found.way == Way(kernels=kernels) and asked == [False]
+    assert "with triton norms" in found.reasons["kernels"]
+    # Where steps are launched in any case, that is what was measured.
+    config = config.model_copy(update={"graphs": "off"})
+    found = warm_up_step(made.step, made.recipe, replace(made.chosen, config=config), made.data)
+    assert found.way == Way(kernels="triton") and asked == [False, True]
+    made.loaders.close()
+
+
+def test_a_way_that_was_asked_for_and_fails_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("no Python.h\nand much more")
+
+    monkeypatch.setattr(TrainStep, "backend", fail)
+    with pytest.raises(
+        UserError, match=r"a step with --compile on --kernels inductor failed: RuntimeError: no Py"
+    ) as e:
+        train(tiny_recipe({}), tiny_config(data, compile="on"), runs_dir=tmp_path / "runs")
+    assert str(e.value).endswith("no Python.h; train with --compile off --kernels eager")
 
 
 def test_what_cannot_be_had_is_refused_in_one_line(data: Path, tmp_path: Path) -> None:

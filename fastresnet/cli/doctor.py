@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -206,8 +205,9 @@ def _bf16() -> Finding:
 
 def _compiler() -> Finding:
     """Look for what torch.compile needs: a C++ compiler and Python's headers (Triton has its own finding)."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    from fastresnet.engine.compiler import cxx_compiler, python_headers
+
+    compiler, headers = cxx_compiler(), python_headers()
     if compiler is None:
         return Finding(part="compile", found="no C++ compiler", present=False, takes=_apt("g++ python3-dev"))
     shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10).stdout

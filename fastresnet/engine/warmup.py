@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
@@ -27,6 +25,7 @@ SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
+NOT_MEASURED = "deterministic, so not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,11 @@ class WarmUp:
         return {"compile": self.way.compile, "kernels": self.way.kernels, "graphs": graphs}
 
 
-# Chooses the norms' implementation: for a compiled step or not, and whether a measurement is worth its time.
-ChooseKernels = Callable[[bool, bool], Choice]
+class ChooseKernels(Protocol):
+    """Chooses the norms' implementation."""
+
+    def __call__(self, *, compiled: bool, launched: bool, worth_measuring: bool) -> Choice:
+        """Choose it for a step that is compiled or not, launched or replayed."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +63,7 @@ class Search:
     Attributes:
         step: the run's step.
         batches: random ones: first the batch that is repeated, then any other shape the run will meet.
-        config: its ``compile``, ``kernels`` and ``graphs`` are read.
+        config: its ``compile``, ``kernels``, ``graphs`` and ``deterministic`` are read.
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
         choose_kernels: what ``kernels`` comes to.
@@ -81,14 +83,35 @@ class Search:
         Raises:
             UserError: a way was asked for that is not possible.
         """
-        way = self._compiled()
-        way = self._graphed(way)
+        way = self._graphed(self._compiled())
+        plain = replace(way, kernels="eager" if way.compile == "off" else "inductor")
+        if (
+            self._measures("kernels")
+            and way.kernels != plain.kernels
+            and not way.graphs
+            and not self._launched
+        ):
+            # They won as replays, which cost no launches, and this run launches after all.
+            way = self._faster(plain, way, "kernels")
         self.step.take(way)
         self.step.forget_other_ways()
-        return WarmUp(step_s=self._measure(way), way=way, reasons=self.reasons)
+        return WarmUp(step_s=self._measure_taken(way), way=way, reasons=self.reasons)
 
-    def _kernels(self, compiled: bool, worth: bool = True) -> str:
-        choice = self.choose_kernels(compiled, worth)
+    def _measures(self, option: str) -> bool:
+        """Return whether a measurement decides ``option``: another day's may differ, so not where bits must not."""
+        return getattr(self.config, option) == "auto" and not self.config.deterministic
+
+    @property
+    def _launched(self) -> bool:
+        """Steps will not be replayed."""
+        return (
+            self.config.graphs == "off"
+            or (self.config.graphs == "auto" and self.config.deterministic)
+            or graph_obstacle(self.step) is not None
+        )
+
+    def _kernels(self, *, compiled: bool, worth: bool) -> str:
+        choice = self.choose_kernels(compiled=compiled, launched=self._launched, worth_measuring=worth)
         chosen: tuple[str, str] = self.step.ranks.broadcast((choice.kernels, choice.reason))
         self.reasons["kernels"] = chosen[1]
         return chosen[0]
@@ -96,31 +119,33 @@ class Search:
     def _compiled(self) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
         wanted, missing = self.config.compile, self.compiler_missing
-        reason = "as asked"
+        plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
+        worth = True
+        self.reasons["compile"] = "as asked"
         if wanted == "auto" and self.config.kernels == "inductor":
-            wanted, reason = "on", "as --kernels inductor asks"
-        self.reasons["compile"] = reason
+            wanted, self.reasons["compile"] = "on", "as --kernels inductor asks"
+        elif wanted == "auto" and self.config.deterministic:
+            wanted, self.reasons["compile"] = "off", NOT_MEASURED
+        if wanted == "auto" or (self.step.device_type == "cuda" and self._measures("kernels")):
+            num_steps = WORTH_COMPILING_S[self.step.device_type] / self._measure_taken(plain)
+            worth = self.num_steps >= num_steps
         if wanted in ("on", "whole"):
             if missing is not None:
                 raise UserError(f"--compile {wanted} is not possible here: {missing}; use auto or off")
-            return Way(compile=wanted, kernels=self._kernels(True))
-        if wanted == "off":
-            return Way(kernels=self._kernels(False))
-        plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
-        eager_s = self._measure(plain)
-        if missing is not None:
+            return Way(compile=wanted, kernels=self._kernels(compiled=True, worth=worth))
+        if wanted == "auto" and missing is not None:
             self.reasons["compile"] = missing
-            return replace(plain, kernels=self._kernels(False))
-        if eager_s * self.num_steps < WORTH_COMPILING_S[self.step.device_type]:
+        elif wanted == "auto" and not worth:
             self.reasons["compile"] = "the run is too short for compiling to pay"
-            return replace(plain, kernels=self._kernels(False, worth=False))
-        found = self._faster(plain, Way(compile="on", kernels=self._kernels(True)), "compile")
-        if found.compile == "off":
-            return replace(plain, kernels=self._kernels(False))
-        # On a GPU a fused optimizer is one kernel already.
-        if self.step.device_type == "cpu" and whole_obstacle(self.step) is None:
-            found = self._faster(found, replace(found, compile="whole"), "compile")
-        return found
+        elif wanted == "auto":
+            compiled = Way(compile="on", kernels=self._kernels(compiled=True, worth=worth))
+            found = self._faster(plain, compiled, "compile")
+            # On a GPU a fused optimizer is one kernel already.
+            if found == compiled and self.step.device_type == "cpu" and whole_obstacle(self.step) is None:
+                found = self._faster(found, replace(found, compile="whole"), "compile")
+            if found != plain:
+                return found
+        return replace(plain, kernels=self._kernels(compiled=False, worth=worth))
 
     def _graphed(self, way: Way) -> Way:
         """Return the way with graphs decided."""
@@ -128,8 +153,8 @@ class Search:
         self.reasons["graphs"] = "as asked"
         if wanted != "auto":
             return replace(way, graphs=wanted == "on")
-        if obstacle is not None:
-            self.reasons["graphs"] = obstacle
+        if obstacle is not None or self.config.deterministic:
+            self.reasons["graphs"] = obstacle or NOT_MEASURED
             return way
         return self._faster(way, replace(way, graphs=True), "graphs")
 
@@ -139,14 +164,12 @@ class Search:
         try:
             self._measure(other)
         except Exception as error:
-            cause = getattr(error, "inner_exception", error)  # the compiler's own failure
-            first_line = (str(cause).splitlines() or [""])[0]
             if not self.step.ranks.is_alone:  # the others are in the midst of a step
                 raise UserError(
-                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: "
-                    f"{type(cause).__name__}: {first_line}; train with --{option} off"
+                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {_cause(error)}; train "
+                    f"with --{option} {'eager' if option == 'kernels' else 'off'}"
                 ) from error
-            self.reasons[option] = f"{_named(other, option)} failed: {type(cause).__name__}: {first_line}"
+            self.reasons[option] = f"{_named(other, option)} failed: {_cause(error)}"
             return first
         seconds: dict[Way, list[float]] = {first: [], other: []}
         for _ in range(NUM_COMPARED):
@@ -161,6 +184,26 @@ class Search:
             f"{medians[first] * 1e3:.3g} ms {_named(first, option)}"
         )
         return other if ratio < KEEP_RATIO else first
+
+    def _measure_taken(self, way: Way) -> float:
+        """Return the median seconds of a step in a way that there is nothing to take in place of.
+
+        Raises:
+            UserError: such a step fails for another reason than too little memory.
+        """
+        asked = {"compile": way.compile, "kernels": way.kernels, "graphs": "on" if way.graphs else "off"}
+        plain = {"compile": "off", "kernels": "eager", "graphs": "off"}
+        options = [option for option, value in asked.items() if value != plain[option]]
+        try:
+            return self._measure(way)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not options:
+                raise
+            taken = " ".join(f"--{option} {asked[option]}" for option in options)
+            instead = " ".join(f"--{option} {plain[option]}" for option in options)
+            raise UserError(f"a step with {taken} failed: {_cause(error)}; train with {instead}") from error
 
     def _measure(self, way: Way) -> float:
         """Return the median seconds of a step in ``way``, after warming every shape."""
@@ -216,9 +259,17 @@ def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[bool]) -> WarmUp:
 
 def _named(way: Way, option: str) -> str:
     """Say in words what sets ``way`` apart in ``option``."""
+    if option == "kernels":
+        return f"with {way.kernels} norms"
     if option == "graphs":
         return "as a CUDA graph" if way.graphs else "launched"
     return {"off": "eager", "on": "compiled", "whole": "compiled whole"}[way.compile]
+
+
+def _cause(error: Exception) -> str:
+    """Return what failed, in a line: a compiler's own failure where torch.compile has wrapped it."""
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
 
 
 def warm_loaders(loaders: Iterable[Loader]) -> None:
@@ -255,14 +306,6 @@ def random_batches(
             )
         )
     return batches
-
-
-def compiler_missing(device: torch.device) -> str | None:
-    """Return why torch.compile cannot work here, None when it can: Triton for a GPU, a C++ compiler for a CPU."""
-    if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "triton is not installed"
-    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return None if found else "no C++ compiler was found"
 
 
 def num_compiled() -> int:

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 
-from fastresnet.atomic import write_atomic
-from fastresnet.loaders.cache import cache_folder, disk_errors, locked
+from fastresnet.atomic import locked, write_atomic
+from fastresnet.loaders.cache import cache_folder, disk_errors
 from fastresnet.loaders.sources.source import DataUnavailable, Progress
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
