@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sized
@@ -73,10 +75,15 @@ class TableSampler(Sampler[Any], Sized):
         return len(self.epoch.steps) if self.epoch is not None else 0
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore what a terminal, `timeout` or a batch system sends to every process: the parent may want to save."""
+def _leave_all_to_parent(worker: int) -> None:
+    """Ignore what a terminal, `timeout` or a batch system sends to every process, and say nothing.
+
+    The parent may want to save; it gets a worker's error, or finds it dead, and says so in one line. A worker whose
+    fork server was killed would print more, when torch ends it.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
 
 
 @contextmanager
@@ -108,7 +115,7 @@ class TorchLoader(EpochCursor):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_leave_all_to_parent,
         )
         # Python ends forgotten workers by SIGTERM, which these ignore.
         self._at_exit = weakref.finalize(self, _stop_workers, self._data_loader)

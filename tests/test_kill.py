@@ -40,11 +40,13 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, *arguments: str, command: tuple[str, ...] = COMMAND
+) -> Iterator[subprocess.Popen[str]]:
     """Start ``fastresnet train`` in ``folder``, in a process group of its own that does not outlive the test."""
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*command, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -183,6 +185,31 @@ def test_stopped_while_packing_nothing_is_left(tmp_path: Path, cache: Path) -> N
     assert stderr.splitlines()[-1] == "fastresnet: stopped by SIGTERM; nothing was left half-written"
     assert "Traceback" not in stderr
     assert not list(cache.glob("packs/.*.partial")) and not (tmp_path / "here" / "runs").exists()
+
+
+FORKSERVED = """
+import multiprocessing, sys
+from fastresnet.cli.main import main
+multiprocessing.set_start_method("forkserver")
+multiprocessing.set_forkserver_preload(["fastresnet.loaders.torch_backend"])
+sys.argv = ["fastresnet", "train", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_killed_fork_server_is_one_line_too(data: Path, tmp_path: Path) -> None:
+    """Newer Pythons start processes by one. Its workers live on and must not speak."""
+    arguments = ("--epochs", "100000", "--loader", "torch", "--workers", "2", "--data", str(data))
+    command = (sys.executable, "-c", FORKSERVED)
+    with started(tmp_path / "here", *TINY, *arguments, command=command) as process:
+        await_line(process, "epoch")
+        (server,) = [child for child in psutil.Process(process.pid).children() if child.children()]
+        workers = server.children()
+        server.kill()
+        _, stderr = process.communicate(timeout=FAR)
+    assert process.returncode == 2 and stderr.count("\n") == 1, stderr
+    assert stderr.startswith("fastresnet: error: a process of the torch loader was killed, ")
+    assert len(workers) == 4 and psutil.wait_procs(workers, timeout=FAR)[1] == []
 
 
 def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
