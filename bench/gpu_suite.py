@@ -39,7 +39,7 @@ NEEDED = (
 )
 KERNEL_TESTS = (
     *("test_kernels.py", "test_kernel_ops.py", "test_norm_act.py", "test_draws_triton.py"),
-    *("test_dispatch.py", "test_sync_norm.py", "test_kernels_compile.py"),
+    *("test_dispatch.py", "test_sync_norm.py", "test_kernels_compile.py", "test_graphs_on_gpu.py"),
 )
 MINUTES = 9.0
 LOOK_EVERY_S = 2.0
@@ -181,7 +181,11 @@ class Suite:
             file.flush()
             offset = file.tell()
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent
+                command,
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
             )
             try:
                 while process.poll() is None:
@@ -259,7 +263,7 @@ def missing(names: Sequence[str]) -> list[str]:
 
 def obstacle(rehearse: bool) -> str | None:
     """Return why the suite cannot run with this Python, in one line; None where it can."""
-    lacking = missing(NEEDED)
+    lacking = missing(NEEDED if rehearse else (*NEEDED, "triton"))
     if lacking:
         packages = ", ".join("pillow" if name == "PIL" else name for name in lacking)
         return (

@@ -150,7 +150,10 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_suite, "missing", lambda names: [name for name in names if name == "triton"])
     assert obstacle(rehearse=True) is None
+    assert "lacks triton, and nothing" in str(obstacle(rehearse=False)), "or its tests would be left out"
+    monkeypatch.setattr(gpu_suite, "missing", lambda names: [])
     assert "torch sees no CUDA GPU; --rehearse" in str(obstacle(rehearse=False))
 
 
