@@ -107,8 +107,10 @@ def _starter(name: str, data: Data, recipe: Recipe, config: RunConfig) -> Callab
     return start
 
 
-def _student_starter(name: str, data: Data, *arguments: Any) -> Callable[[Options], LoopProcess]:
-    spec, batch_size, device, changes = arguments
+def _student_starter(
+    name: str, data: Data, spec: ArchSpec, batch_size: int, device: torch.device, changes: Changes
+) -> Callable[[Options], LoopProcess]:
+    """Return what starts a row of the student's, with ``changes``."""
     return lambda found: LoopProcess(name, student_loop, data, spec, batch_size, str(device), changes)
 
 

@@ -149,10 +149,13 @@ def _measure_cell(rungs: list[Rung], plan: Plan, progress: Progress) -> dict[str
         for name, row in rows.items():
             progress(f"  {name}: {row['left_out'] or row['what']}")
         for done in range(plan.rounds):
-            for name, process in processes.items():
-                rows[name]["images_per_s"].append(process.time(plan.steps))
-            for name, process in processes.items():
-                rows[name]["step_images_per_s"].append(process.time(plan.steps, alone=True))
+            for key, alone in (("images_per_s", False), ("step_images_per_s", True)):
+                for name, process in list(processes.items()):
+                    try:
+                        rows[name][key].append(process.time(plan.steps, alone=alone))
+                    except UserError as error:
+                        rows[name] = {"left_out": str(error)}
+                        processes.pop(name).close()
             told = ", ".join(f"{name} {rows[name]['images_per_s'][-1]:,.1f}" for name in processes)
             progress(f"  round {done + 1}/{plan.rounds}, img/s: {told}")
     finally:

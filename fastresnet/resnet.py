@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from fastresnet.arch import ArchSpec
 from fastresnet.kernels.block_time import BlockShape
-from fastresnet.kernels.norm_act import BatchNormAct2d, NormActivation
+from fastresnet.kernels.fusion import Activation
+from fastresnet.kernels.norm_act import BatchNormAct2d
 
 ONEDNN_SAFE_WIDTH = 8  # channels
 
@@ -37,7 +38,7 @@ class ConvNorm(nn.Module):
     """Convolution without bias, BN, activation: the stem and the projection shortcuts."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, activation: NormActivation, kernels: str
+        self, inputs: int, outputs: int, kernel: int, stride: int, activation: Activation, kernels: str
     ) -> None:
         super().__init__()
         self.conv = _conv(inputs, outputs, kernel, stride)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LEAKY_SLOPE = tl.constexpr(0.01)
+from fastresnet.kernels import fusion
+
+LEAKY_SLOPE = tl.constexpr(fusion.LEAKY_SLOPE)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 

@@ -16,8 +16,6 @@ from fastresnet.kernels.ops import PLAIN
 from fastresnet.kernels.ranks import combine_ranks, world_group
 from fastresnet.kernels.reference import num_rows
 
-NormActivation = Activation
-
 # "triton" is the first tuning, "triton-1" the second; "inductor" is the plain module, left to torch.compile
 TRITON_KERNELS = ("triton", *(f"triton-{index}" for index in range(1, len(TUNINGS))))
 KERNELS = ("eager", "inductor", *TRITON_KERNELS)
@@ -25,7 +23,7 @@ FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs on a CPU, slowly
 
 
-def activate(x: torch.Tensor, activation: NormActivation) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     """Return the activation of ``x``, any shape; relu and leaky_relu overwrite it.
 
     ``gelu`` is the exact one (erf).
@@ -64,15 +62,15 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def __init__(
         self,
         num_channels: int,
-        activation: NormActivation = "relu",
+        activation: Activation = "relu",
         *,
         kernels: str = "eager",
         sync: bool = False,
     ) -> None:
         super().__init__(num_channels)
-        _one_of("activation", activation, get_args(NormActivation))
+        _one_of("activation", activation, get_args(Activation))
         _one_of("kernels", kernels, KERNELS)
-        self.activation: NormActivation = activation
+        self.activation: Activation = activation
         self.kernels = kernels
         self.sync = sync
 

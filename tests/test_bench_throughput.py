@@ -213,3 +213,19 @@ def test_a_record_of_the_earlier_form_says_so() -> None:
         pytest.skip("records stay behind in an sdist")
     done = bench("--show", record)
     assert isinstance(done.exception, UserError) and "is of an earlier form" in str(done.exception)
+
+
+def test_a_row_that_fails_on_its_way_is_left_out_and_the_others_go_on() -> None:
+    class Failing(Fake):
+        def time(self, steps: int, *, alone: bool = False) -> float:
+            if alone and self.log.count(self.name) == 3:
+                raise UserError("out of memory")
+            return super().time(steps, alone=alone)
+
+    log: list[str] = []
+    made = {STUDENT: Fake(STUDENT, 100.0, log), "step": Failing("step", 300.0, log)}
+    rungs = [throughput.Rung(name=name, start=lambda found, name=name: made[name]) for name in made]  # type: ignore[misc]
+    plan = throughput.Plan(archs=("x",), batch_sizes=(1,), rounds=2, steps=1)
+    rows = throughput._measure_cell(rungs, plan, lambda line: None)
+    assert rows["step"] == {"left_out": "out of memory"} and log.count("step closed") == 1
+    assert rows[STUDENT]["images_per_s"] == [100.0, 100.0] and log.count(STUDENT) == 4

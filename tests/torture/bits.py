@@ -77,9 +77,9 @@ def cases(place: Place, short: bool) -> Iterator[Case]:
         yield case("sweep file", index, lambda random, folder: _sweep(place, random, folder))
 
 
-def _stopped(place: Place, name: str, folder: Path, *more: str) -> Path:
+def _stopped(place: Place, folder: Path) -> Path:
     """Return a copy of a run that was killed on its way."""
-    first = place.once(f"stopped {name}", lambda there: stopped_run(place, there, Random(1), None, *more))
+    first = place.once("stopped", lambda there: stopped_run(place, there, Random(1)))
     run = folder / "here" / "runs" / cast(Path, first).name
     shutil.copytree(cast(Path, first), run)
     return run
@@ -92,8 +92,8 @@ def _run_file(place: Place, random: Random, folder: Path, name: str) -> str:
         shutil.copytree(whole, run)
         did = damage(run / name, random)
         saw = [expect_one_line(done, name) for done in (finish(place, run), _report(place, run, folder))]
-        return _cut(saw[0], did)
-    run = _stopped(place, "npz", folder)
+        return _cut(saw[0])
+    run = _stopped(place, folder)
     if not (run / name).exists():
         shutil.copy(run / "last.safetensors", run / name)
     did = damage(run / name, random)
@@ -105,11 +105,11 @@ def _run_file(place: Place, random: Random, folder: Path, name: str) -> str:
         after = {path.name: path.read_bytes() for path in run.iterdir()}
         del before["lock"], after["lock"]
         assert before == after, "it was changed all the same"
-        return _cut(said, did)
+        return _cut(said)
     if name == "best.safetensors":
         tested = call("eval", f"{run}:best", cwd=folder / "here", env=cache_of(place))
         if tested.code != 0:  # no later epoch was better, so the damaged one is still there
-            return _cut(expect_one_line(tested, name), did)
+            return _cut(expect_one_line(tested, name))
     expect_same(run, whole)
     if name == "last.safetensors":
         assert "torn or was altered" in done.out or "not a fastresnet checkpoint" in done.out, (
@@ -119,7 +119,7 @@ def _run_file(place: Place, random: Random, folder: Path, name: str) -> str:
     return "no difference: the same bits"
 
 
-def _cut(said: str, did: str) -> str:
+def _cut(said: str) -> str:
     """Return a line whose ends differ with the damage, less what differs."""
     return said.split(": its ")[0] if ": its " in said else said
 
@@ -130,7 +130,7 @@ def _report(place: Place, run: Path, folder: Path) -> Done:
 
 def _pack_file(place: Place, random: Random, folder: Path, name: str) -> str:
     whole = whole_run(place)
-    run = _stopped(place, "npz", folder)
+    run = _stopped(place, folder)
     env = {"FASTRESNET_CACHE": str(folder / "cache")}
     expect_success(call("data", "info", str(data_of(place)), cwd=folder / "here", env=env))
     (pack,) = [path for path in (folder / "cache" / "packs").iterdir() if path.is_dir()]

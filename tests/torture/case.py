@@ -105,7 +105,8 @@ def attempt(case: Case, place: Place, seed: int) -> Outcome:
 
 
 def _first(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:600]
+    words = " ".join((str(error) or type(error).__name__).split())
+    return words if len(words) < 900 else f"{words[:300]} ... {words[-600:]}"
 
 
 def expect_one_line(done: Done, *words: str) -> str:

@@ -72,7 +72,7 @@ def _digests(place: Place, folder: Path, env: dict[str, str], data: Path) -> set
         done = running.wait()
         expect_success(done)
         found.add(json.loads(done.out)["digest"])
-    (packs,) = [Path(env["FASTRESNET_CACHE"]) / "packs"]
+    packs = Path(env["FASTRESNET_CACHE"]) / "packs"
     left = sorted(path.name for path in packs.iterdir() if path.name.startswith("."))
     assert not left, f"left in the cache: {left}"
     assert sum(path.is_dir() for path in packs.iterdir()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -69,8 +70,6 @@ def begun(folder: Path) -> bool:
 
 def await_that(condition: Callable[[], bool], running: Running, limit_s: float = 600) -> bool:
     """Return whether ``condition`` came true before the process ended."""
-    import time
-
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if condition():
