@@ -78,7 +78,8 @@ class Scorer:
         self._score_or_replay = Replays(self._score, capture)
         self.fills_up = True
 
-    @torch.inference_mode()
+    # Not inference_mode: its tensors are of another kind than a loader's, and what is compiled is compiled for each.
+    @torch.no_grad()
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, tta: bool) -> Scores:
         """Score a batch: uint8 [B, 3, H, W] channels-last, int64 [B], B at most EVAL_BATCH.
 

@@ -11,10 +11,12 @@ from typing import Protocol
 
 import torch
 
+from fastresnet.atomic import explain_os_error
 from fastresnet.draws import Purpose, below, stream
 from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
+from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch, Loader
 from fastresnet.run import RunConfig
 
@@ -191,18 +193,23 @@ class Search:
         Raises:
             UserError: such a step fails for another reason than too little memory.
         """
-        asked = {"compile": way.compile, "kernels": way.kernels, "graphs": "on" if way.graphs else "off"}
-        plain = {"compile": "off", "kernels": "eager", "graphs": "off"}
-        options = [option for option, value in asked.items() if value != plain[option]]
+        special = {
+            "--compile": (way.compile, "off", way.compile != "off"),
+            "--kernels": (way.kernels, "eager", way.kernels in TRITON_KERNELS),
+            "--graphs": ("on", "off", way.graphs),
+        }
+        taken = " ".join(f"{option} {value}" for option, (value, _, used) in special.items() if used)
+        instead = " ".join(f"{option} {plain}" for option, (_, plain, used) in special.items() if used)
         try:
             return self._measure(way)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if not options:
+            if not taken:
                 raise
-            taken = " ".join(f"--{option} {asked[option]}" for option in options)
-            instead = " ".join(f"--{option} {plain[option]}" for option in options)
+            cause = getattr(error, "inner_exception", error)
+            if isinstance(cause, OSError):  # of files that compiled code is kept in
+                raise explain_os_error(cause, f"a step with {taken} failed") from error
             raise UserError(f"a step with {taken} failed: {_cause(error)}; train with {instead}") from error
 
     def _measure(self, way: Way) -> float:

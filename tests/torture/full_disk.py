@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +69,8 @@ def cases(place: Place, short: bool) -> Iterator[Case]:
         "training, with its output there": (2, _output),
         "writing a report": (2, _report),
         "exporting": (2, _export),
+        "compiling": (1, _compiling),
+        "a benchmark's record": (2, _board),
         "a sweep": (2, _sweep),
         "re-encoding as JPEGs": (2, _jpegs),
         "writing betons": (2, _betons),
@@ -171,11 +175,46 @@ def _report(place: Place, random: Random, folder: Path) -> str:
     return said
 
 
+def _compiling(place: Place, random: Random, folder: Path) -> str:
+    """Leave room for the pack, and for none or some of what torch.compile keeps."""
+    whole_run(place)
+    with small_disk(folder, 16 << 20) as disk:
+        shutil.copytree(place.root / "cache", disk / "cache")
+        filler = fill(disk, random.randrange(0, 20 * PAGE))
+        words = train_words(data_of(place), "--epochs", "1", "--compile", "on")
+        env = {"FASTRESNET_CACHE": str(disk / "cache")}
+        said = expect_one_line(call(*words, cwd=folder / "here", env=env), SAYS, "--compile on")
+        assert not (folder / "here" / "runs").exists(), "a run was begun"
+        filler.unlink()
+        expect_success(call(*words, cwd=folder / "here", env=env))
+    return said
+
+
+def _board(place: Place, random: Random, folder: Path) -> str:
+    """Leave room for the record of a run or two, and not for that of all; the same command goes on."""
+    words = ("bench", "time-to", "--archs", "n2-b1-c4", "--epochs", "1", "--runs", "4", "--target", "0.9")
+    with small_disk(folder) as disk:
+        tiny = ("--set", "batch_size=16", "--compile", "off", "--threads", "1", "--device", "cpu")
+        command = (*words, *tiny, "--data", str(data_of(place)), "--out", str(disk / "board.json"))
+        filler = fill(disk, 2 * PAGE)
+        said = expect_one_line(call(*command, cwd=folder / "here", env=cache_of(place)), SAYS)
+        assert not list(disk.glob(".*")), "a temporary file is left"
+        kept = (
+            json.loads((disk / "board.json").read_bytes())["runs"] if (disk / "board.json").exists() else []
+        )
+        filler.unlink()
+        expect_success(call(*command, cwd=folder / "here", env=cache_of(place)))
+        runs = json.loads((disk / "board.json").read_bytes())["runs"]
+        assert runs[: len(kept)] == kept and len(runs) == 4
+    return said
+
+
 def _export(place: Place, random: Random, folder: Path) -> str:
     run = whole_run(place)
     with small_disk(folder) as disk:
         filler = fill(disk, random.choice([0, PAGE]))
-        words = ("export", str(run), "--to", "safetensors", "--out", str(disk / "network"))
+        form = random.choice(("safetensors", "torch-export"))
+        words = ("export", str(run), "--to", form, "--out", str(disk / "network"))
         said = expect_one_line(call(*words, cwd=folder / "here", env=cache_of(place)), SAYS)
         left = [path.name for path in disk.iterdir() if path != filler]
         assert not left, f"left behind: {left}"
