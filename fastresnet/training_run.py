@@ -16,7 +16,7 @@ from fastresnet.assembly import (
     open_loaders,
     train_loader_spec,
 )
-from fastresnet.engine.checkpoint import load_last, pack_checkpoint, save_state, unpack_checkpoint
+from fastresnet.engine.checkpoint import load_saved, pack_checkpoint, save_state, unpack_checkpoint
 from fastresnet.engine.fit import CHECK_EVERY, Fit
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.session import Session
@@ -126,7 +126,7 @@ class Run:
                 f"{recorded['digest'][:12]}...) and is {found['name']} ({found['digest'][:12]}...); "
                 "give the same images with --data"
             )
-        checkpoint, passed_over = load_last(folder.path)
+        checkpoint, passed_over = load_saved(folder.path)
         for line in passed_over:
             self.listener.on_notice(f"{line}; going on from the checkpoint before it")
         if checkpoint["run"] != content["run"]:
@@ -139,6 +139,8 @@ class Run:
         try:
             self._build()
             state = self.step.state
+            if misfit := state.misfit(checkpoint["state"]):
+                raise UserError(f"the checkpoint in {folder.path} does not fit its config: {misfit[:300]}")
             state.load_state_dict(checkpoint["state"])
             state.segment += 1
             self._share_state()
