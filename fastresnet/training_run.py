@@ -223,8 +223,17 @@ class Run:
         self.listener.on_phase("warming up on random labels")
         with self._clock("compile_s"):
             warm_loaders((self.loaders.train, *self.loaders.evals.values()))
-            found = warm_up_step(self.step, recipe, self.machine, self.data, self.listener.on_notice)
-        reasons = found.reasons if not state.segment else dict.fromkeys(found.reasons, "as the run began")
+            # Its batches are whole ones, whatever the next one is: several ranks do incomplete ones otherwise.
+            epoch_step, state.epoch_step = state.epoch_step, 0
+            try:
+                found = warm_up_step(self.step, recipe, self.machine, self.data, self.listener.on_notice)
+            finally:
+                state.epoch_step = epoch_step
+        reasons = dict(found.reasons)
+        if state.segment:
+            chosen = self.machine.config  # what is auto here is found again: the kept way cannot be had
+            kept = [name for name in reasons if getattr(chosen, name) != "auto"]
+            reasons |= dict.fromkeys(kept, "as the run began")
         if not self.ranks.is_alone:
             self._steps_agreed = max(1, min(CHECK_EVERY, round(AGREE_S / found.step_s)))
         self.config = self.config.model_copy(update=found.options)
