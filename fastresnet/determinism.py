@@ -113,17 +113,20 @@ def examine_determinism(
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    """Yield a temporary folder, which is the cache meanwhile."""
-    before = os.environ.get("FASTRESNET_CACHE")
+    """Yield a temporary folder, which is the cache meanwhile, and torch's unless that has a place of its own."""
+    # torch and Triton note where they began to keep what they compile.
+    names = ("FASTRESNET_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
     with tempfile.TemporaryDirectory(prefix="fastresnet-") as name:
         os.environ["FASTRESNET_CACHE"] = str(Path(name) / "cache")
         try:
             yield Path(name)
         finally:
-            if before is None:
-                del os.environ["FASTRESNET_CACHE"]
-            else:
-                os.environ["FASTRESNET_CACHE"] = before
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _write_data(path: Path) -> Path:

@@ -24,6 +24,8 @@ from fastresnet.atomic import (
     write_sealed_json,
 )
 from fastresnet.errors import UserError, did_you_mean
+from fastresnet.recorded import EpochRow, EventsMark, check_recorded
+from fastresnet.run import RunContent, RunResult
 
 FORMAT = 1
 CONFIG, EVENTS, RESULT, LOCK = "config.json", "events.jsonl", "result.json", "lock"
@@ -189,11 +191,13 @@ class RunFolder:
         """Return the run's config.
 
         Raises:
-            UserError: it is torn, altered, or of another format.
+            UserError: it is torn, altered, of another format, or no run's.
         """
-        content = read_sealed_json(self.path / CONFIG)
-        if content.pop("format") != FORMAT:
-            raise UserError(f"{self.path / CONFIG} is of another format; this version reads format {FORMAT}")
+        path = self.path / CONFIG
+        content = read_sealed_json(path)
+        if content.pop("format", None) != FORMAT:
+            raise UserError(f"{path} is of another format; this version reads format {FORMAT}")
+        check_recorded(RunContent, content, path)
         self.run = content["run"]
         return content
 
@@ -248,9 +252,12 @@ class RunFolder:
         if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
             raise UserError(f"{path} was altered: its first {mark['bytes']} bytes are not what the run wrote")
         try:
-            return [json.loads(line) for line in kept.splitlines()], kept
+            rows = [json.loads(line) for line in kept.splitlines()]
         except (ValueError, RecursionError):
             raise UserError(f"{path} was altered: a line of it is not one that a run writes") from None
+        for number, row in enumerate(rows, 1):
+            check_recorded(EpochRow, row, path, f"line {number}: ")
+        return rows, kept
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_sealed_json(self.path / RESULT, {**result, "events": self.events_mark()})
@@ -259,12 +266,16 @@ class RunFolder:
         """Return the finished run's result, or None if it has not finished.
 
         Raises:
-            UserError: the result is torn or altered.
+            UserError: the result is torn, altered or no run's.
         """
-        if not (self.path / RESULT).exists():
+        path = self.path / RESULT
+        if not path.exists():
             return None
-        result = read_sealed_json(self.path / RESULT)
-        self.read_events(result.pop("events"))
+        result = read_sealed_json(path)
+        mark = result.pop("events", None)
+        check_recorded(EventsMark, mark, path, "events: ")
+        check_recorded(RunResult, result, path)
+        self.read_events(mark)
         return result
 
 

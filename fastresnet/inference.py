@@ -15,7 +15,7 @@ from torch import nn
 
 from fastresnet.arch import ArchSpec
 from fastresnet.augment import Normalise, normalisation
-from fastresnet.engine.checkpoint import BEST, load_last, read_checkpoint
+from fastresnet.engine.checkpoint import BEST, load_best, load_saved
 from fastresnet.engine.machine import resolve_device
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, find_run
@@ -51,18 +51,24 @@ class Weights:
         """Return the tensors, having made sure that they fit ``model``.
 
         Raises:
-            UserError: names or shapes differ.
+            UserError: names, shapes or dtypes differ.
         """
-        wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        wanted = {name: _kind(tensor) for name, tensor in model.state_dict().items()}
+        found = {name: _kind(tensor) for name, tensor in self.tensors.items()}
         if wanted != found:
             differing = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
             raise UserError(
-                f"the weights of run {self.run} are of another network ({self.arch}): {differing[0]} is "
+                f"the weights of run {self.run} are of another network ({self.arch}): {differing[0][:200]!r} is "
                 f"{found.get(differing[0], 'missing')} there and {wanted.get(differing[0], 'missing')} here; "
                 "choose the same arch, classes and image size"
             )
         return self.tensors
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Return shape and dtype as a message has them."""
+    dtype = "" if tensor.dtype == torch.float32 else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{dtype}"
 
 
 def split_reference(reference: str) -> tuple[str, Which]:
@@ -87,10 +93,10 @@ def load_weights(reference: str, runs_dir: Path) -> Weights:
     if which == "best":
         if not (folder.path / BEST).exists():
             raise UserError(f"run {folder.name} has no best checkpoint yet: no epoch of it was evaluated")
-        checkpoint = read_checkpoint(folder.path / BEST)
+        checkpoint = load_best(folder.path)
         tensors: dict[str, Any] = checkpoint["model"]
     else:
-        checkpoint, _ = load_last(folder.path)
+        checkpoint, _ = load_saved(folder.path)
         state = checkpoint["state"]
         tensors = state["ema"]["model"] if state["ema"] else state["model"]
     return Weights(

@@ -96,6 +96,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer | Lookahead) -> dict[str, A
     return content
 
 
+def loaded_part(saved: Any) -> Any:
+    """Return of :func:`optimizer_state` what :func:`load_optimizer_state` takes up; of anything else, what it is."""
+    if not isinstance(saved, dict):
+        return saved
+    if "inner" in saved:
+        return saved | {"inner": loaded_part(saved["inner"])}
+    groups = saved.get("param_groups")
+    if isinstance(groups, list | tuple):
+        groups = [{"lr": group.get("lr")} if isinstance(group, dict) else group for group in groups]
+    return saved | {"param_groups": groups}
+
+
 @torch.no_grad()
 def load_optimizer_state(optimizer: torch.optim.Optimizer | Lookahead, saved: dict[str, Any]) -> None:
     """Take up what :func:`optimizer_state` returned, in place: what is compiled or captured holds the tensors.

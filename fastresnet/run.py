@@ -9,12 +9,26 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastresnet import __version__
 from fastresnet.errors import UserError, did_you_mean
+from fastresnet.recipe import Recipe
+from fastresnet.recorded import (
+    Best,
+    DatasetInfo,
+    Environment,
+    EpochRow,
+    FilePath,
+    Parent,
+    RecipeFile,
+    Recorded,
+    RunName,
+    Share,
+    holds,
+)
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "whole", "off"]
@@ -46,7 +60,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str | None = None
+    data: FilePath | None = None
     image_size: int | None = Field(default=None, ge=4, le=512)
     seed: int = Field(default=0, ge=0, lt=2**63)
     val: int | None = Field(default=None, ge=0)
@@ -79,7 +93,7 @@ class RunConfig(BaseModel):
                     f"unknown option {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}"
                 ) from None
             message = first["msg"][0].lower() + first["msg"][1:]
-            if first["type"] == "string_pattern_mismatch":
+            if first["type"] == "string_pattern_mismatch" and name == "device":
                 message = "it must be auto, cpu, cuda or cuda:N"
             elif first["type"] == "literal_error":
                 expected = str(first["ctx"]["expected"])
@@ -113,6 +127,8 @@ class Clocks(BaseModel):
         time_to_target_s: ``train_s`` when an evaluation first reached the target, plus that evaluation.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     data_s: float = 0.0
     build_s: float = 0.0
     move_s: float = 0.0
@@ -142,19 +158,31 @@ class RunResult(BaseModel):
 
     run: str
     path: str
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], holds(Recipe)]
     config: RunConfig
-    environment: dict[str, Any]
-    dataset: dict[str, Any]
+    environment: Annotated[dict[str, Any], holds(Environment)]
+    dataset: Annotated[dict[str, Any], holds(DatasetInfo)]
     num_params: int
     multiply_adds: int
-    epochs: list[dict[str, Any]]
+    epochs: list[Annotated[dict[str, Any], holds(EpochRow)]]
     clocks: Clocks
-    test_accuracy: float
+    test_accuracy: Share
     test_loss: float | None
-    test_accuracy_tta: float | None
-    best: dict[str, Any]
-    parent: dict[str, Any] | None = None
+    test_accuracy_tta: Share | None
+    best: Annotated[dict[str, Any], holds(Best)]
+    parent: Annotated[dict[str, Any], holds(Parent)] | None = None
+
+
+class RunContent(Recorded):
+    """``config.json`` in a run's folder: everything needed to go on with it. The parts are told at RunResult."""
+
+    run: RunName
+    recipe: Recipe
+    recipe_file: RecipeFile | None
+    config: RunConfig
+    environment: Environment
+    dataset: DatasetInfo
+    parent: Parent | None
 
 
 @cache
@@ -193,8 +221,11 @@ def file_record(path: Path) -> dict[str, str]:
 
 def file_change(record: dict[str, str]) -> str | None:
     """Return what has become of :func:`file_record`'s file since, in words; None if it is as it was."""
+    path = Path(record["path"])
+    if path.exists() and not path.is_file():  # a pipe or a device, to which a stranger's record may point
+        return f"{path} is no file"
     try:
-        now = file_record(Path(record["path"]))
+        now = file_record(path)
     except UserError as error:
         return str(error)
     return None if now["sha256"] == record["sha256"] else f"{record['path']} has changed since the run began"

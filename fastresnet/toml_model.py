@@ -116,7 +116,7 @@ class _Short(reprlib.Repr):
 
 def shown_value(value: Any) -> str:
     """Return ``value`` as Python writes it, cut to fit a line."""
-    return _Short().repr(value)
+    return _Short().repr(value).replace("\n", " ")  # which a tensor has
 
 
 def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str]:

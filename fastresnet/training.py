@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.engine import machine
+from fastresnet.engine.compiler import compiler_missing
+from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.session import joined
 from fastresnet.folder import CONFIG, RunFolder, find_run, new_run_name
+from fastresnet.kernels.dispatch import triton_obstacle
+from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.recipe import Recipe, load_recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, file_record
 from fastresnet.training_run import MachineDiffers, Run
@@ -82,12 +86,13 @@ def resume(
         runs_dir: where to look for it.
         data: where its data set lies now; its contents must be the same.
         save_every_s: seconds between checkpoints from now on.
-        allow_different_machine: accept other versions or hardware, and so other bits.
+        allow_different_machine: accept other versions or hardware, and so other bits; where the run's device, or
+            how it does its steps, cannot be had, they are chosen anew.
         listener: told how it goes on.
 
     Raises:
         RunInUse: another process trains it.
-        MachineDiffers: it was started on another machine or version.
+        MachineDiffers: it was started on another machine or version, or does its steps as cannot be done here.
         UserError: no such run, a damaged one, or other data.
         Interrupted: a signal asked the run to stop; it has saved.
     """
@@ -108,18 +113,40 @@ def resume(
             given = {key: value for key, value in changes.items() if value is not None}
             config = RunConfig.parse(**content["config"] | given)
             if not machine.has_device(config.device):
+                name = content["environment"]["device_name"]
+                missing: str | None = f"was started on {name} ({config.device}), which is not here"
+                config_here = config.model_copy(update=machine.UNRESOLVED)
+            else:
+                missing = lost_way(config, session.ranks)
+                config_here = config.model_copy(update=machine.UNFOUND)
+            if missing is not None:
                 if not allow_different_machine:
                     raise MachineDiffers(
-                        f"this run was started on {content['environment']['device_name']} ({config.device}), "
-                        "which is not here. Give --allow-different-machine to go on with what is"
+                        f"this run {missing}. Give --allow-different-machine to go on with what is"
                     )
-                config = config.model_copy(update=machine.UNRESOLVED)
+                listener.on_notice(f"this run {missing}; its steps are done in another way")
+                config = config_here
             recipe = Recipe.from_json_dict(content["recipe"])
             run = Run(recipe, config, listener, session)
             with machine.memory_errors(recipe):
                 return run.go_on(folder, content, given, allow_different_machine)
         finally:
             folder.close()
+
+
+def lost_way(config: RunConfig, ranks: Ranks) -> str | None:
+    """Return what of the way in which a run does its steps cannot be had here, in words; None if all of it can."""
+    device = machine.resolve_device(config.device, ranks)
+    graphs = None if device.type == "cuda" and ranks.is_alone else "CUDA graphs are for one process on a GPU"
+    for option, is_kept, obstacle in (
+        ("kernels", config.kernels in TRITON_KERNELS, triton_obstacle(device)),
+        ("compile", config.compile in ("on", "whole"), compiler_missing(device)),
+        ("graphs", config.graphs == "on", graphs),
+    ):
+        if is_kept and obstacle is not None:
+            value = getattr(config, option)
+            return f"does its steps with {option} {value}, which cannot be had here ({obstacle})"
+    return None
 
 
 def follow() -> RunResult:

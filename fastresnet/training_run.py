@@ -16,7 +16,7 @@ from fastresnet.assembly import (
     open_loaders,
     train_loader_spec,
 )
-from fastresnet.engine.checkpoint import load_last, pack_checkpoint, save_state, unpack_checkpoint
+from fastresnet.engine.checkpoint import load_saved, pack_checkpoint, save_state, unpack_checkpoint
 from fastresnet.engine.fit import CHECK_EVERY, Fit
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.session import Session
@@ -126,7 +126,7 @@ class Run:
                 f"{recorded['digest'][:12]}...) and is {found['name']} ({found['digest'][:12]}...); "
                 "give the same images with --data"
             )
-        checkpoint, passed_over = load_last(folder.path)
+        checkpoint, passed_over = load_saved(folder.path)
         for line in passed_over:
             self.listener.on_notice(f"{line}; going on from the checkpoint before it")
         if checkpoint["run"] != content["run"]:
@@ -139,6 +139,8 @@ class Run:
         try:
             self._build()
             state = self.step.state
+            if misfit := state.misfit(checkpoint["state"]):
+                raise UserError(f"the checkpoint in {folder.path} does not fit its config: {misfit[:300]}")
             state.load_state_dict(checkpoint["state"])
             state.segment += 1
             self._share_state()
@@ -221,8 +223,17 @@ class Run:
         self.listener.on_phase("warming up on random labels")
         with self._clock("compile_s"):
             warm_loaders((self.loaders.train, *self.loaders.evals.values()))
-            found = warm_up_step(self.step, recipe, self.machine, self.data, self.listener.on_notice)
-        reasons = found.reasons if not state.segment else dict.fromkeys(found.reasons, "as the run began")
+            # Its batches are whole ones, whatever the next one is: several ranks do incomplete ones otherwise.
+            epoch_step, state.epoch_step = state.epoch_step, 0
+            try:
+                found = warm_up_step(self.step, recipe, self.machine, self.data, self.listener.on_notice)
+            finally:
+                state.epoch_step = epoch_step
+        reasons = dict(found.reasons)
+        if state.segment:
+            chosen = self.machine.config  # what is auto here is found again: the kept way cannot be had
+            kept = [name for name in reasons if getattr(chosen, name) != "auto"]
+            reasons |= dict.fromkeys(kept, "as the run began")
         if not self.ranks.is_alone:
             self._steps_agreed = max(1, min(CHECK_EVERY, round(AGREE_S / found.step_s)))
         self.config = self.config.model_copy(update=found.options)

@@ -116,7 +116,7 @@ def backward(
     """Return (dx, the plain residual's gradient or [0], the [2, C] sums) of :func:`forward`."""
     totals, g = sums(fusion, dy, x, norm, bits, residual, None)
     dy = g if fusion.added == "plain" else dy
-    dx, _ = input_gradient(fusion, dy, x, norm, totals, 1 / num_rows(x), residual, None)
+    dx, _ = input_gradient(fusion, dy, x, norm, totals, 1 / max(num_rows(x), 1), residual, None)
     return dx, g, totals
 
 

@@ -14,8 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from fastresnet import determinism
+from fastresnet.assembly import choose_machine
 from fastresnet.cli import doctor
 from fastresnet.determinism import Verdict, _tensors, _verdict, examine_determinism
+from fastresnet.run import RunConfig
 
 STATE = {
     "model": {"w": torch.ones(3)},
@@ -33,6 +35,23 @@ def test_runs_of_one_seed_and_resumed_ones_are_the_same_here(cache: Path) -> Non
     torch.set_num_threads(before)
     assert [(verdict.promised, verdict.held) for verdict in first] == [(True, "exact")] * 2, first
     assert os.environ["FASTRESNET_CACHE"] == str(cache) and not cache.exists()
+
+
+@pytest.mark.parametrize("given", [None, "/a/place/of/its/own"])
+def test_no_variable_is_left_pointing_into_the_removed_folder(
+    given: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        if given is not None:
+            monkeypatch.setenv(name, given)
+    with determinism._own_folder() as folder:
+        choose_machine(RunConfig(device="cpu", threads=torch.get_num_threads()))
+        assert os.environ[names[0]] == (given or str(folder / "cache" / "inductor"))
+        os.environ[names[1]] = os.environ[names[0]] + "/triton"  # as Inductor does on a GPU
+    assert [os.environ.get(name) for name in names] == [given, given]
+    assert os.environ["FASTRESNET_CACHE"] == str(cache)
 
 
 def test_states_differ_in_weights_but_not_in_clocks() -> None:

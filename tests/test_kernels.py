@@ -215,6 +215,17 @@ def test_empty_batch() -> None:
         assert y.shape == problem.x.shape and leaves[1].grad.tolist() == [0.0] * 6 and count
 
 
+@pytest.mark.parametrize("added", ["none", "plain"])
+def test_empty_batch_by_its_own_statistics(added: str) -> None:
+    """The plain operations' gradients of nothing are zeros, and no division by it."""
+    problem = make_problem((0, 6, 4, 4), added)
+    fusion, residual = Fusion("relu", added), problem.residual
+    _, mean, var, bits = reference.forward(fusion, problem.x, problem.weight, problem.bias, residual, EPS)
+    norm = Norm(problem.weight, problem.bias, mean, var, EPS)
+    dx, _, totals = reference.backward(fusion, problem.dy, problem.x, norm, bits, residual)
+    assert dx.shape == problem.x.shape and totals.tolist() == [[0.0] * 6] * 2
+
+
 @pytest.mark.parametrize("shape", [(3, 13, 4, 4), (3, 24, 33, 19), (1, 85, 32, 34)])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_saved_bits(shape: tuple[int, int, int, int], activation: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from tiny_runs import (
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import BEST, LAST, load_last, read_checkpoint
 from fastresnet.engine.fit import Interrupted
+from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.errors import UserError
+from fastresnet.kernels import dispatch
 from fastresnet.resnet import build_model
 from fastresnet.training import MachineDiffers, resume, train
 
@@ -95,6 +98,49 @@ def test_another_machine_is_one_line_and_needs_leave(
     result = resume(run.name, runs_dir=runs, allow_different_machine=True)
     assert result.config.device == "cpu" and result.config.amp in ("bf16", "off")
     assert result.config.loader == "numba" and len(result.epochs) == 3
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({"kernels": "triton-1"}, "kernels triton-1, which cannot be had here (Triton compiles for GPUs"),
+        ({"compile": "on", "kernels": "inductor"}, "compile on, which cannot be had here (no C++ compiler"),
+        ({"graphs": "on"}, "graphs on, which cannot be had here (CUDA graphs are for one process on a GPU)"),
+    ],
+)
+def test_a_way_that_cannot_be_had_here_is_found_again(
+    kept: dict[str, str], said: str, data: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told to give --kernels auto, which a run that goes on does not take."""
+    run = stop(data, runs, StopAt(STEPS + 1), {"epochs": 2})
+    content = read_sealed_json(run / "config.json")
+    content["config"] |= kept
+    write_sealed_json(run / "config.json", content)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(MachineDiffers, match=rf"{re.escape(said)}.*Give --allow-different-machine to go on"):
+        resume(run.name, runs_dir=runs)
+    listener = Started()
+    result = resume(run.name, runs_dir=runs, allow_different_machine=True, listener=listener)
+    (notice,) = listener.notices
+    assert said in notice and notice.endswith("; its steps are done in another way")
+    assert (result.config.compile, result.config.kernels, result.config.graphs) == ("off", "eager", "off")
+    assert "as the run began" not in listener.reasons.values() and len(result.epochs) == 2
+
+
+class Started(Listener):
+    """Notes what is said, and why steps are done as they are."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.reasons: dict[str, str] = {}
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def on_start(self, info: RunInfo) -> None:
+        self.reasons = info.reasons
 
 
 def test_a_checkpoint_of_another_run_or_network_is_refused(data: Path, tmp_path: Path) -> None:

@@ -32,8 +32,26 @@ from fastresnet.folder import (
     find_run,
     new_run_name,
 )
+from fastresnet.recipe import load_recipe
+from fastresnet.run import RunConfig
 
-CONFIG_OF_RUN = {"recipe": {"name": "r"}}
+VERSIONS = {"fastresnet": "1", "torch": "2", "python": "3", "device_name": "a processor"}
+DATA = {
+    "name": "d",
+    "digest": "0",
+    "class_names": ["a", "b"],
+    "image_size": 8,
+    "mean": [0.5] * 3,
+    "std": [0.2] * 3,
+}
+CONFIG_OF_RUN = {
+    "recipe": load_recipe("fast").to_json_dict(),
+    "recipe_file": None,
+    "config": RunConfig().model_dump(mode="json"),
+    "environment": VERSIONS,
+    "dataset": {**DATA, "is_builtin": False, "num_train": 9, "num_test": 9},
+    "parent": None,
+}
 
 
 def write_first(folder: RunFolder) -> None:
@@ -210,7 +228,9 @@ def test_taking_a_run_removes_what_a_killed_process_was_writing(tmp_path: Path) 
 
 
 def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [{"event": "epoch", "epoch": start + i, "loss": 1 / (start + i + 3)} for i in range(count)]
+    clock = {"train_s": 1.0, "images_per_s": 3.0, "segment": 0}
+    learned = {"event": "epoch", "lr": 0.1, "train_accuracy": 0.5, "clock": clock}
+    return [{**learned, "epoch": start + i + 1, "train_loss": 1 / (start + i + 3)} for i in range(count)]
 
 
 @settings(max_examples=30)
@@ -350,8 +370,12 @@ def test_a_result_is_read_with_its_rows(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     assert folder.read_result() is None
     folder.append_event(rows_of(1)[0])
-    folder.write_result({"test_accuracy": 0.5})
-    assert RunFolder(folder.path).read_result() == {"test_accuracy": 0.5}
+    result = {key: CONFIG_OF_RUN[key] for key in ("recipe", "config", "environment", "dataset")}
+    result |= {"run": folder.name, "path": "p", "num_params": 1, "multiply_adds": 1, "epochs": rows_of(1)}
+    result |= {"clocks": {}, "test_accuracy": 0.5, "test_loss": None, "test_accuracy_tta": None}
+    result |= {"best": {"epoch": 1, "accuracy": 0.5, "test_accuracy": 0.5, "chosen_on": "test"}}
+    folder.write_result(result)
+    assert RunFolder(folder.path).read_result() == result
     (folder.path / EVENTS).write_text("")
     with pytest.raises(UserError, match=r"events.jsonl was altered"):
         RunFolder(folder.path).read_result()

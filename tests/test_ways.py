@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from optional_parts import need
 from replayed_ops import RecordedOps
 from tiny_runs import (
     BATCH,
+    STEPS,
     StopAt,
     assert_same_bits,
     assert_same_science,
@@ -24,16 +26,20 @@ from tiny_runs import (
 )
 
 import fastresnet
+from fastresnet import training, training_run
 from fastresnet.assembly import open_loaders
 from fastresnet.engine import warmup
+from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.evaluate import EVAL_BATCH, Scorer
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.graphs import Replays
 from fastresnet.engine.listener import Listener, RunInfo
+from fastresnet.engine.session import Session
 from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.engine.warmup import num_compiled
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
+from fastresnet.torchrun import Launch
 from fastresnet.training import resume, train
 from fastresnet.training_warmup import warm_up_step
 
@@ -168,6 +174,46 @@ def test_compiled_runs_compile_once_and_resume_to_the_same_bits(
     assert watcher.info is not None and set(watcher.info.reasons.values()) == {"as the run began"}
     assert resumed.config.compile == compile and num_compiled() == watcher.compiled
     assert_same_science(Path(resumed.path), Path(whole.path))
+
+
+class Twins(Ranks):
+    """The first of two ranks, of which the other sees the same images."""
+
+    def __init__(self) -> None:
+        super().__init__(Launch(rank=0, world_size=2, local_rank=0, local_world_size=2, address="x", port=1))
+
+    def add(self, tensor: torch.Tensor) -> None:
+        tensor.mul_(2)
+
+    def highest(self, value: float) -> float:
+        return value
+
+    def broadcast_bytes(self, raw: bytes | None) -> bytes:
+        assert raw is not None
+        return raw
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_resume_after_the_last_whole_batch_with_all_compiled(
+    drop_last: bool, data: Path, tmp_path: Path, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up took its own whole batches for the incomplete one, which is done without the compiler."""
+    session = Session(Launch())
+    session.ranks = Twins()
+    monkeypatch.setattr(training, "joined", lambda: nullcontext(session))
+    monkeypatch.setattr(training_run, "AGREE_S", 1e-9)  # at every step
+    recipe = tiny_recipe(SMALL | {"drop_last": drop_last, "epochs": 2})
+    config = tiny_config(data, compile="on", amp="off", sync_bn=False)
+    with pytest.raises(Interrupted):
+        train(recipe, config, runs_dir=tmp_path / "runs", listener=StopAt(STEPS))
+    torch._dynamo.reset()
+    watcher, before = Watcher(), num_compiled()
+    resume("last", runs_dir=tmp_path / "runs", listener=watcher)
+    assert watcher.info is not None and watcher.info.resumed_at == (0, STEPS)
+    assert before < watcher.compiled == num_compiled() and watcher.notices == []
 
 
 def test_what_is_compiled_after_the_warm_up_is_counted_and_said(

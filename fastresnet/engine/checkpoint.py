@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
@@ -16,11 +17,57 @@ from fastresnet.atomic import explain_os_error, sync_folder, write_atomic
 from fastresnet.engine.state import TrainState
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
+from fastresnet.recorded import Best, Count, EventsMark, Final, Recorded, RunName, check_recorded, holds
+from fastresnet.run import Clocks
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 NEXT = "next.safetensors"  # a whole checkpoint that is about to become the last
 FORMAT = "1"
 _MAX_SPREAD = 16  # elements of memory an element of a tensor; a forged file's strides could ask for any
+
+
+class _Tensors(Recorded):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+class SavedAverage(_Tensors):
+    """``EmaModel.state_dict``."""
+
+    model: dict[str, torch.Tensor]
+    updates: Count
+
+
+class SavedState(_Tensors):
+    """``TrainState.state_dict``, as far as it can be told without the run's own: see ``TrainState.misfit``."""
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    ema: SavedAverage | None
+    scaler: dict[str, Any] | None
+    sums: torch.Tensor
+    epoch: Count
+    epoch_step: Count
+    step: Count
+    best: Annotated[dict[str, Any], holds(Best, or_nothing=True)]
+    final: Final | None
+    clocks: Clocks
+    segment: Count
+
+
+class SavedRun(Recorded):
+    """What :func:`save_state` writes."""
+
+    run: RunName
+    state: SavedState
+    events: EventsMark
+
+
+class SavedBest(_Tensors):
+    """What the loop writes of the best evaluation."""
+
+    model: dict[str, torch.Tensor]
+    best: Best
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
@@ -144,12 +191,39 @@ def load_last(folder: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UserError: none is whole.
     """
+    _, content, passed_over = _newest(folder)
+    return content, passed_over
+
+
+def load_saved(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return what :func:`load_last` does, as :func:`save_state` wrote it.
+
+    Raises:
+        UserError: none is whole, or the newest that is holds something else.
+    """
+    path, content, passed_over = _newest(folder)
+    check_recorded(SavedRun, content, path)
+    return content, passed_over
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """Return the run's best checkpoint: ``model``, ``best`` and ``sha256``.
+
+    Raises:
+        UserError: it is missing, damaged, or holds something else.
+    """
+    content = read_checkpoint(folder / BEST)
+    check_recorded(SavedBest, content, folder / BEST)
+    return content
+
+
+def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     passed_over: list[str] = []
     # A process killed inside save_last leaves the next one, and perhaps no last one.
     for path in (folder / NEXT, folder / LAST, folder / PREVIOUS):
         if path.exists():
             try:
-                return read_checkpoint(path), passed_over
+                return path, read_checkpoint(path), passed_over
             except UserError as error:
                 passed_over.append(str(error))
     reasons = "; ".join(passed_over) or f"it has no {LAST}"

@@ -19,11 +19,9 @@ from fastresnet.run import RunConfig, cpu_model
 from fastresnet.words import counted
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
-# A config's choices as they are before this module makes them, for a run that goes on elsewhere.
-UNRESOLVED: dict[str, Any] = {
-    **dict.fromkeys(("device", "loader", "amp", "compile", "kernels", "graphs"), "auto"),
-    "threads": 0,
-}
+# A config's choices as they are before they are made, for a run that goes on elsewhere: the warm-up's, and all.
+UNFOUND: dict[str, Any] = dict.fromkeys(("compile", "kernels", "graphs"), "auto")
+UNRESOLVED: dict[str, Any] = {**UNFOUND, **dict.fromkeys(("device", "loader", "amp"), "auto"), "threads": 0}
 
 
 def resolve_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:

@@ -65,16 +65,24 @@ class Session:
 
     def _join(self) -> None:
         assert self._job is not None
-        self._meeting = distributed.PrefixStore(self._meet(self._job), self._job)
         backend = "gloo"
         if torch.cuda.is_available() and distributed.is_nccl_available():
             backend = "cpu:gloo,cuda:nccl"
         patience = timedelta(seconds=PATIENCE_S)
         rank, world_size = self._launch.rank, self._launch.world_size
-        distributed.init_process_group(
-            backend, store=self._meeting, rank=rank, world_size=world_size, timeout=patience
-        )
-        group = distributed.new_group(backend="gloo")
+        try:
+            self._meeting = distributed.PrefixStore(self._meet(self._job), self._job)
+            distributed.init_process_group(
+                backend, store=self._meeting, rank=rank, world_size=world_size, timeout=patience
+            )
+            group = distributed.new_group(backend="gloo")
+        except RuntimeError as error:  # a store or a connection that is gone, or kept a rank waiting too long
+            reason = (str(error).splitlines() or [""])[0][:200]
+            message = (
+                f"the {world_size} ranks have not met: {type(error).__name__}: {reason}; start them again"
+            )
+            # Who else is here cannot be known.
+            raise (UserError if self._speaks_up else ToldElsewhere)(message) from error
         assert group is not None
         self._pulse = Pulse(group, self._has_ended, self._tell_for_main)
         self._pulse.start()
@@ -84,8 +92,11 @@ class Session:
         own, rank = uuid.uuid4().hex, self._launch.rank
         if rank:
             job.set(f"hello/{rank}", own)
-            meeting = job.get(f"welcome/{own}").decode()
+            meeting = job.get(f"welcome/{own}").decode()  # in MEETING_S at most, as the store was opened
             job.set(f"{meeting}/{rank}", "")
+            failed = job.get(f"{meeting}/failed").decode()
+            if failed:
+                raise ToldElsewhere(failed)
             return meeting
         missing, welcomed = set(range(1, self._launch.world_size)), set()
         end = time.monotonic() + MEETING_S
@@ -99,9 +110,18 @@ class Session:
                         welcomed.add(name)
                         job.set(f"welcome/{name}", own)
             if time.monotonic() > end:
-                raise UserError(f"rank {min(missing)} has not started within {MEETING_S:.0f} s")
+                message = f"rank {min(missing)} has not started within {MEETING_S:.0f} s"
+                job.set(f"{own}/failed", message)
+                self._linger()
+                raise UserError(message)
             time.sleep(POLL_S)
+        job.set(f"{own}/failed", "")
         return own
+
+    @property
+    def _speaks_up(self) -> bool:
+        """This rank says what rank 0 cannot, where it cannot agree with the others on who does."""
+        return self._launch.rank == 1 or self._launch.local_rank == 0
 
     def run_before_restart(self) -> Path | None:
         """Return the next run that was begun before torchrun started the ranks again; None if there is none.
@@ -144,8 +164,7 @@ class Session:
                 return self._learn()
             self._meeting.set("ended", f"rank {self._launch.rank} ended: {type(error).__name__}")
         except RuntimeError:  # the store is gone too, and with it what the others say
-            tells = self._launch.rank == 1 or self._launch.local_rank == 0
-            return (LostRank if tells else ToldElsewhere)(self._loss([0]))
+            return (LostRank if self._speaks_up else ToldElsewhere)(self._loss([0]))
         finally:
             self._linger()
         return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastresnet.optim import Lookahead, load_optimizer_state, optimizer_state
+from fastresnet.optim import Lookahead, load_optimizer_state, loaded_part, optimizer_state
 from fastresnet.recipe_parts import Ema
 from fastresnet.run import Clocks
 from fastresnet.schedule import Schedule
+from fastresnet.toml_model import shown_value
 
 
 class EmaModel:
@@ -131,6 +133,30 @@ class TrainState:
             "segment": self.segment,
         }
 
+    def misfit(self, state: dict[str, Any]) -> str | None:
+        """Return where ``state``, with :meth:`state_dict`'s own keys, is not of such a run, in words; None if nowhere.
+
+        The shapes, dtypes and names of what is held here are looked at, and whether the counts agree.
+        """
+        own = self.state_dict()
+        for name in ("model", "ema", "schedule", "sums"):
+            if found := _misfit(own[name], state[name], name):
+                return found
+        if own["scaler"] and state["scaler"] and (found := _misfit(own["scaler"], state["scaler"], "scaler")):
+            return found
+        if found := _misfit(loaded_part(own["optimizer"]), loaded_part(state["optimizer"]), "optimizer"):
+            return found
+        epoch, epoch_step, step = state["epoch"], state["epoch_step"], state["step"]
+        steps_per_epoch, num_steps = self.schedule.steps_per_epoch, self.schedule.num_steps
+        if step != epoch * steps_per_epoch + epoch_step or epoch_step > steps_per_epoch or step > num_steps:
+            return f"step {step} is not step {epoch_step} of epoch {epoch}, of {steps_per_epoch} steps each"
+        if step == num_steps and state["final"] is None:
+            return "the last step is done, and final is None"
+        sums = state["sums"].tolist()
+        if not all(map(math.isfinite, sums)) or (sums[2] > 0) != (epoch_step > 0):
+            return f"sums are {sums} after {epoch_step} steps of the epoch"
+        return None
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of :meth:`state_dict`; tensors are copied into those that are held already."""
         self.model.load_state_dict(state["model"])
@@ -160,3 +186,28 @@ class TrainState:
             self.load_state_dict(saved)
             self.first_bad_step.copy_(bad)
             self.clocks = clocks
+
+
+def _misfit(own: Any, given: Any, path: str) -> str | None:
+    """Return where ``given`` is not built as ``own`` is, in words; None if nowhere. Numbers may be any finite ones."""
+    if isinstance(own, torch.Tensor):
+        if not isinstance(given, torch.Tensor):
+            return f"{path} is no tensor"
+        found, wanted = ((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in (given, own))
+        return None if found == wanted else f"{path} is {found[1]} {found[0]} and not {wanted[1]} {wanted[0]}"
+    if isinstance(own, dict | list | tuple):
+        if not isinstance(given, dict if isinstance(own, dict) else list | tuple):
+            return f"{path} is {shown_value(given)}"
+        ours, theirs = (
+            value if isinstance(value, dict) else dict(enumerate(value)) for value in (own, given)
+        )
+        if ours.keys() != theirs.keys():
+            names = ours.keys() ^ theirs.keys()
+            odd = min(names, key=str)
+            return f"{path} {'has no' if odd in ours else 'has a'} {shown_value(odd)}"
+        return next(filter(None, (_misfit(ours[key], theirs[key], f"{path}.{key}") for key in ours)), None)
+    kind = int if isinstance(own, int) else int | float
+    number = (
+        isinstance(given, kind) and not isinstance(given, bool) and abs(given) < 2**53
+    )  # which NaN is not
+    return None if number or (given is None and own is None) else f"{path} is {shown_value(given)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.arch import ArchSpec
-from fastresnet.engine.checkpoint import load_last
+from fastresnet.engine.checkpoint import load_saved
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, find_run
 from fastresnet.recipe import Recipe
@@ -153,7 +153,7 @@ def _progress(folder: RunFolder) -> dict[str, Any]:
             "best": result["best"],
             "finished": True,
         }
-    checkpoint, _ = load_last(folder.path)
+    checkpoint, _ = load_saved(folder.path)
     rows, state = folder.read_events(checkpoint["events"]), checkpoint["state"]
     tested = next((row for row in reversed(rows) if "test_accuracy" in row), None)
     return {
@@ -178,15 +178,16 @@ def _ancestors(
         try:
             beside = child.path.resolve().parent
             folder = RunFolder(find_run(name, beside if (beside / name).is_dir() else runs_dir))
+            if folder.name in seen:
+                raise UserError("it was continued from itself")
             known, content = _progress(folder), folder.read_config()
-            assert folder.name not in seen, "a run cannot have been started from its own"
         except UserError as error:
             notices = (f"the run {name}, which this one was continued from, is not shown: {error}",)
             break
         seen.add(folder.name)
         rows = known["rows"]
         if weights == "best":
-            rows = [row for row in rows if row["epoch"] <= known["best"]["epoch"]]
+            rows = [row for row in rows if row["epoch"] <= known["best"].get("epoch", 0)]
         line.append((folder.name, weights, tuple(rows)))
         parent, child = content["parent"], folder
     segments: list[Segment] = []
