@@ -113,9 +113,12 @@ class Augment(nn.Module):
 def normalisation(
     recipe: Recipe, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the recipe's own mean and standard deviation, or the data set's where it has none."""
+    """Return the recipe's own mean and standard deviation, or the data set's where it has none.
+
+    A channel that is the same in every pixel has deviation 0: it becomes 0, not NaN.
+    """
     own = recipe.normalise
-    return (own.mean, own.std) if own else (mean, std)
+    return (own.mean, own.std) if own else (mean, [deviation or 1.0 for deviation in std])
 
 
 def build_augment(recipe: Recipe, mean: Sequence[float], std: Sequence[float], image_size: int) -> Augment:

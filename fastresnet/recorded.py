@@ -38,7 +38,7 @@ class DatasetInfo(Recorded):
     class_names: list[str] = Field(min_length=1)
     image_size: int = Field(ge=1, le=2**11)
     mean: list[float] = Field(min_length=3, max_length=3)
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, max_length=3)
+    std: list[Annotated[float, Field(ge=0)]] = Field(min_length=3, max_length=3)
     is_builtin: bool
     num_train: int = Field(ge=1, lt=2**53)
     num_test: int = Field(ge=1, lt=2**53)

@@ -88,6 +88,22 @@ def test_best_is_chosen_on_val_where_there_is_one(data: Path, runs: Path) -> Non
     assert (recorded["num_train"], recorded["num_val"], recorded["num_test"]) == (70, 30, TINY_TEST)
 
 
+def test_a_channel_that_never_changes_is_trained_on(tmp_path: Path, runs: Path) -> None:
+    """Its deviation is 0, by which nothing may be divided; what was trained is read again."""
+    colours = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    colours[..., 2] = 7
+    labels = np.arange(40) % 3
+    arrays = {
+        f"{split}_{kind}": value
+        for split in ("train", "test")
+        for kind, value in (("images", colours), ("labels", labels))
+    }
+    np.savez(tmp_path / "flat.npz", **arrays)
+    run = train_tiny(tmp_path / "flat.npz", runs, {"epochs": 1})
+    assert read_sealed_json(run / "config.json")["dataset"]["std"][2] == 0
+    assert len(fastresnet.load(run).predict(colours[:2])) == 2
+
+
 def test_the_plateau_listens_to_every_epoch(data: Path, runs: Path) -> None:
     overrides = {"schedule.name": "plateau", "schedule.patience": 0, "schedule.threshold": 10.0, "epochs": 4}
     run = train_tiny(data, runs, overrides, eval_every=4)
