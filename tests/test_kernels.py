@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from kernel_cases import (
@@ -33,10 +35,11 @@ BATCH = 512 if COMPILED else 1  # the interpreter takes a second for what a GPU 
 
 
 @pytest.fixture(autouse=True)
-def poison() -> object:
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fill every new tensor with NaN (bits: ones), so that an element no kernel writes is found out."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
