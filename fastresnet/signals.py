@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: the first one asks to stop, one that comes later kills."""
+"""SIGINT, SIGTERM and SIGHUP: the first one asks to stop; a later SIGINT or SIGTERM kills."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -9,10 +10,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A terminal that closes may send several SIGHUPs, at any distance; nobody grows impatient by them.
+KILLING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
 # torchrun passes on what the terminal has sent already, perhaps late, and kills by itself after 30 s.
 TORCHRUN_PATIENCE_S = 15.0
+
+
+def stopped_by(signum: int) -> str:
+    """Return in words why a program stops; SIGPIPE stands for :func:`ask_to_stop` of a lost reader."""
+    if signum == signal.SIGPIPE:
+        return "stopped because nobody reads its output any more"
+    return f"stopped by {signal.Signals(signum).name}"
 
 
 class Stopped(BaseException):
@@ -24,15 +34,15 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
+        super().__init__(stopped_by(signum))
         self.signum = signum
         self.name = signal.Signals(signum).name
 
 
 def on_stop(ask: Callable[[int], None]) -> dict[int, Any]:
-    """From now on give the first SIGINT or SIGTERM to ``ask``; return the handlers that were there before.
+    """From now on give the first of SIGNALS to ``ask``; return the handlers that were there before.
 
-    Only the main thread may call it.
+    SIGHUP stays ignored where it is, as `nohup` has it. Only the main thread may call this.
     """
     owner, first = os.getpid(), 0.0
     patience_s = TORCHRUN_PATIENCE_S if "TORCHELASTIC_RUN_ID" in os.environ else PATIENCE_S
@@ -41,20 +51,48 @@ def on_stop(ask: Callable[[int], None]) -> dict[int, Any]:
         nonlocal first
         if os.getpid() != owner:
             return  # a forked loader process is ended by its parent
+        if signum == signal.SIGHUP:
+            _discard_lost_terminals()
         if not first:
             first = time.monotonic()
             ask(signum)
-        elif time.monotonic() - first > patience_s:
+        elif signum in KILLING and time.monotonic() - first > patience_s:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
-    return {signum: signal.signal(signum, handle) for signum in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    wanted = [signum for signum in SIGNALS if not (signum == signal.SIGHUP and ignored)]
+    return {signum: signal.signal(signum, handle) for signum in wanted}
 
 
 def raise_stopped() -> None:
-    """From now on the first SIGINT or SIGTERM raises :class:`Stopped`, which unwinds what is being written."""
+    """From now on the first of SIGNALS raises :class:`Stopped`, which unwinds what is being written."""
 
     def ask(signum: int) -> None:
         raise Stopped(signum)
 
     on_stop(ask)
+
+
+def ask_to_stop(signum: int) -> None:
+    """Do what SIGTERM would do since :func:`on_stop`, for the reason ``signum``."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler):
+        handler(signum, None)
+
+
+def discard(descriptor: int) -> None:
+    """Throw away what is written to a file descriptor from now on, and what a buffer still holds of it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _discard_lost_terminals() -> None:
+    """Have no print fail because its terminal is gone."""
+    for descriptor in (1, 2):
+        try:
+            os.get_terminal_size(descriptor)
+        except OSError as error:
+            if error.errno == errno.EIO:  # one that is no terminal gives another
+                discard(descriptor)

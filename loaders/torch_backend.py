@@ -22,6 +22,7 @@ from fastresnet.loaders.gather import gather
 from fastresnet.loaders.mapped import mapped_file
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import register
+from fastresnet.signals import SIGNALS
 
 
 class PackDataset(Dataset[torch.Tensor]):
@@ -81,7 +82,7 @@ def _leave_all_to_parent(worker: int) -> None:
     The parent may want to save; it gets a worker's error, or finds it dead, and says so in one line. A worker whose
     fork server was killed would print more, when torch ends it.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
 

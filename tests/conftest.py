@@ -21,6 +21,7 @@ from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.sources import download
 from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig
+from fastresnet.signals import SIGNALS
 from fastresnet.training import train
 
 # A machine that is busy makes no property untrue.
@@ -117,7 +118,7 @@ def fastresnet(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Command]:
     """Run a command line in this process: ``fastresnet("train", ...)`` gives exit code, stdout, stderr."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(here / ".venv" / "bin" / "fastresnet"), *arguments])
@@ -140,3 +141,11 @@ def stopped(data: Path, here: Path) -> Path:
     with pytest.raises(Interrupted):
         train(recipe, config, runs_dir="runs", listener=StopAt(STEPS + 1))
     return only_run(here / "runs")
+
+
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """What the test starts is ended by SIGHUP, although these tests may run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_kill import await_run, started
 from tiny_runs import BATCH, assert_same_science, train_tiny, write_tiny
+from train_processes import await_run, started
 
 from fastresnet.engine.checkpoint import load_last
 from fastresnet.engine.compiler import compiler_missing

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import random
 import re
-import select
 import shlex
 import signal
 import subprocess
@@ -21,64 +19,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import ARCH, BATCH, assert_same_science, train_tiny
+from tiny_runs import ARCH, assert_same_science, train_tiny
+from train_processes import FAR, TINY, Terminal, await_line, await_run, screen_lines, started
 
 from fastresnet.engine.checkpoint import load_last
-from fastresnet.folder import CONFIG, RunInUse, find_run
+from fastresnet.folder import RunInUse, find_run
 from fastresnet.training import resume
 
-COMMAND = (sys.executable, "-m", "fastresnet", "train")
-# Of a run of many epochs it would be measured whether compiling pays, which takes a minute.
-TINY = ("--arch", ARCH, "--batch-size", str(BATCH), "--threads", "1", "--device", "cpu", "--compile", "off")
-FAR = 300.0  # seconds after which a process that should have ended or spoken is taken to hang
 NUM_KILLS = 5
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@contextmanager
-def started(
-    folder: Path, *arguments: str, command: tuple[str, ...] = COMMAND
-) -> Iterator[subprocess.Popen[str]]:
-    """Start ``fastresnet train`` in ``folder``, in a process group of its own that does not outlive the test."""
-    folder.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [*command, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def await_line(process: subprocess.Popen[str], start: str) -> str:
-    """Return the next line of output that begins with ``start``."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(start):
-            return line
-    pytest.fail(f"ended without saying {start!r}: {process.stderr and process.stderr.read()}")
-
-
-def await_run(process: subprocess.Popen[str], folder: Path) -> Path:
-    """Return the run's folder once it is there."""
-    end = time.monotonic() + FAR
-    while process.poll() is None and time.monotonic() < end:
-        found = list((folder / "runs").glob(f"[!.]*/{CONFIG}"))
-        if found:
-            return found[0].parent
-        time.sleep(0.002)
-    pytest.fail(f"made no run: {process.communicate()}")
 
 
 def test_killed_at_random_moments_a_run_learns_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -234,54 +187,6 @@ def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(data: Path, tmp
         line = await_line(process, "resuming")
         assert line == f"resuming in epoch {state['epoch'] + 1}, after {state['epoch_step']} of its 6 steps\n"
         await_line(process, "epoch")
-
-
-class Terminal:
-    """``fastresnet train`` on a terminal of 200 columns, where Ctrl-C can be typed."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        folder.mkdir(exist_ok=True)
-        self.shown = ""
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            os.chdir(folder)
-            os.environ |= {"TERM": "xterm", "COLUMNS": "200"}
-            os.execv(sys.executable, [*COMMAND, *arguments])
-
-    def read(self, until: str | None) -> str:
-        """Return what is shown up to and with ``until``, or to the end."""
-        end = time.monotonic() + FAR
-        while until is None or until not in self.shown:
-            assert select.select([self.screen], [], [], max(0, end - time.monotonic()))[0], self.shown
-            try:
-                more = os.read(self.screen, 4096)
-            except OSError:  # Linux's way of saying that the other side was closed
-                more = b""
-            if not more:
-                assert until is None, self.shown
-                break
-            self.shown += more.decode()
-        cut = len(self.shown) if until is None else self.shown.index(until) + len(until)
-        found, self.shown = self.shown[:cut], self.shown[cut:]
-        return found
-
-    def interrupt(self) -> tuple[int, str]:
-        """Type Ctrl-C; return the exit code and what was shown after it."""
-        os.write(self.screen, b"\x03")
-        shown = self.read(None)
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.screen)
-        return os.waitstatus_to_exitcode(status), shown
-
-
-def screen_lines(shown: str) -> list[str]:
-    """Return the lines that a terminal is left with: a carriage return and an erasure overwrite."""
-    lines = []
-    for line in re.sub(r"\x1b\[\?\d+[hl]", "", shown).replace("\r\n", "\n").split("\n"):
-        last = line.rsplit("\r\x1b[K", 1)[-1]
-        if last:
-            lines.append(last)
-    return lines
 
 
 def test_ctrl_c_while_warming_up_is_one_line(data: Path, tmp_path: Path) -> None:

@@ -90,13 +90,14 @@ def test_killed_workers_cells_are_resumed_to_the_same_end(tmp_path: Path, data: 
     assert max(segments) > 0, "no run was resumed"
 
 
+@pytest.mark.usefixtures("hears_hangups")
 def test_a_signal_saves_and_puts_the_cell_back(tmp_path: Path, data: Path) -> None:
     file = sweep_file(tmp_path, "[grid]\nC = [2]\n", epochs=60)
     worker = start(work, file, data, tmp_path)
     wait_for_progress(tmp_path / "tiny" / "runs", worker.is_alive)
-    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGHUP)
     worker.join(60)
-    assert worker.exitcode == 128 + signal.SIGTERM
+    assert worker.exitcode == 128 + signal.SIGHUP
     assert [state for _, state in trials(tmp_path / "tiny" / "study.db")] == ["FAIL", "WAITING"]
     notes = Notes()
     run(file, data, tmp_path, notes)  # at once: it need not fall silent first

@@ -25,6 +25,7 @@ from fastresnet.cli import (
     train,
 )
 from fastresnet.cli.launched import leave, over_ranks, refuse_ranks
+from fastresnet.cli.output import complain
 from fastresnet.errors import ToldElsewhere, UserError
 from fastresnet.signals import Stopped, raise_stopped
 from fastresnet.torchrun import read_launch
@@ -67,7 +68,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command line and exit: 0, 2 after a mistake of the user's, 128 + a signal's number."""
     raise_stopped()
     try:
         code = app(standalone_mode=False)
@@ -78,7 +79,7 @@ def main() -> None:
         _fail(str(error))
     except Stopped as stopped:
         if read_launch().rank == 0:
-            typer.echo(f"fastresnet: stopped by {stopped.name}; nothing was left half-written", err=True)
+            complain(f"{stopped}; nothing was left half-written")
         leave(128 + stopped.signum)
     except BrokenPipeError:
         _say_no_more()  # the reader of our output has gone

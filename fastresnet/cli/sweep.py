@@ -208,8 +208,7 @@ def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) 
     except (Interrupted, Stopped) as stop:
         progress.close()
         if not is_child:
-            what = str(stop) if isinstance(stop, Interrupted) else f"stopped by {stop.name}"
-            typer.echo(f"{what}; the same command goes on from here")
+            progress.output.print_last(f"{stop}; the same command goes on from here")
         sys.exit(128 + stop.signum)
     finally:
         progress.close()

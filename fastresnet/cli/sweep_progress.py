@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fastresnet.cli.train_progress import LiveLine, TrainProgress
+from fastresnet.cli.output import Output
+from fastresnet.cli.train_progress import TrainProgress
 from fastresnet.engine.listener import RunInfo
 from fastresnet.run import duration
 from fastresnet.sweep_cells import Cell
@@ -29,7 +30,7 @@ class SweepProgress(TrainProgress, SweepListener):
         self.cell: Cell | None = None
         self.waited = False
         if several:
-            self.line = _NoLine()
+            self.output = _LinesOnly()
 
     def on_cell_start(self, cell: Cell, status: Status, resumed: bool) -> None:
         self.cell, self.waited = cell, False
@@ -40,7 +41,7 @@ class SweepProgress(TrainProgress, SweepListener):
     def on_start(self, info: RunInfo) -> None:
         self.info = info
         left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
-        self.line.show(f"{info.recipe.arch}: about {duration(left_s)} of training")
+        self.output.show(f"{info.recipe.arch}: about {duration(left_s)} of training")
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         pass
@@ -67,8 +68,8 @@ class SweepProgress(TrainProgress, SweepListener):
             self._print(f"waiting for {left} more, which other workers have")
 
 
-class _NoLine(LiveLine):
-    """Shows nothing."""
+class _LinesOnly(Output):
+    """Prints, and shows no line to be overwritten."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -307,8 +307,9 @@ class _interruptible:
         if isinstance(error, Interrupted):
             said, signum, run = str(error), error.signum, error.run_id
         elif isinstance(error, Stopped) and run is not None:
-            said, signum = f"stopped by {error.name}; the last checkpoint is kept", error.signum
+            said, signum = f"{error}; the last checkpoint is kept", error.signum
         else:
             return
-        typer.echo(f"{said}; to go on:\n  {on_run('train --resume', run, self.runs_dir)}")
+        how = on_run("train --resume", run, self.runs_dir)
+        self.progress.output.print_last(f"{said}; to go on:\n  {how}")
         sys.exit(128 + signum)

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from fastresnet.arch import get_arch
+from fastresnet.cli.output import Output
 from fastresnet.cli.progress import shown_progress
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.run import RunResult, duration
@@ -21,8 +22,6 @@ from fastresnet.torchrun import read_launch
 from fastresnet.words import counted, dataset_shown
 
 LONG_RUN_S = 600.0  # a run that will take longer says so, and names a shorter one
-LIVE_EVERY_S = 0.5  # on a terminal
-PRINT_EVERY_S = 20.0  # elsewhere
 SMALL_ARCH = "resnet8"
 
 
@@ -60,44 +59,6 @@ def on_run(name: str, run: str, runs_dir: Path) -> str:
     return f"torchrun {options} -m fastresnet {shlex.join([*name.split(), run, *where])}"
 
 
-class LiveLine:
-    """One line that is overwritten on a terminal, and printed now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.live = sys.stdout.isatty()
-        self.shown = ""
-        self._due: float | None = None
-
-    def is_due(self) -> bool:
-        """Return whether the last one has stood for long enough; on a terminal the first is due at once."""
-        now = time.monotonic()
-        if self._due is None:
-            self._due = now + (0.0 if self.live else PRINT_EVERY_S)
-        return now >= self._due
-
-    def show(self, text: str) -> None:
-        """Show ``text``: on a terminal in any case, elsewhere where it is due."""
-        if self.live or self.is_due():
-            self._due = time.monotonic() + (LIVE_EVERY_S if self.live else PRINT_EVERY_S)
-            if not self.live:
-                typer.echo(text)
-            self.overwrite(text)
-
-    def overwrite(self, text: str) -> None:
-        """Show ``text`` on a terminal, and nowhere else; the next line stays as due as it was."""
-        if self.live:
-            self.shown = text  # first, so that a signal in the midst of it leaves something to clear
-            sys.stdout.write(f"\r\x1b[K{text}")
-            sys.stdout.flush()
-
-    def clear(self) -> None:
-        """Make room for a whole line."""
-        if self.live and self.shown:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
-        self.shown = ""
-
-
 class TrainProgress(Listener):
     """Prints a training's progress.
 
@@ -107,7 +68,7 @@ class TrainProgress(Listener):
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
-        self.line = LiveLine()
+        self.output = Output()
         self.info: RunInfo | None = None
         self._epochs_seen = 0
         self._between_s = 0.0
@@ -117,13 +78,13 @@ class TrainProgress(Listener):
 
     def close(self) -> None:
         """Leave the terminal on a new line."""
-        self.line.clear()
+        self.output.clear()
         self._data.close()
         self._show_data = None
 
     def _print(self, text: str) -> None:
         self.close()
-        typer.echo(text)
+        self.output.print(text)
 
     def on_data(self, doing: str, done: int, total: int) -> None:
         if self._show_data is None:
@@ -132,7 +93,7 @@ class TrainProgress(Listener):
 
     def on_phase(self, text: str) -> None:
         self.close()
-        self.line.overwrite(f"{text} ...")
+        self.output.overwrite(f"{text} ...")
 
     def on_notice(self, text: str) -> None:
         self._print(f"note: {text}")
@@ -185,7 +146,7 @@ class TrainProgress(Listener):
 
     def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:
         self._stepped_at = time.monotonic()
-        if self.info is None or not self.line.is_due():
+        if self.info is None or not self.output.is_due():
             return
         recipe = self.info.recipe
         steps_left = (recipe.epochs - epoch) * steps_per_epoch - epoch_step
@@ -193,7 +154,7 @@ class TrainProgress(Listener):
         if self._epochs_seen:
             left_s += (recipe.epochs - epoch) * self._between_s / self._epochs_seen
         left = duration(left_s)
-        self.line.show(
+        self.output.show(
             f"epoch {epoch + 1}/{recipe.epochs}  step {epoch_step}/{steps_per_epoch}  "
             f"{images_per_s:,.0f} img/s  {left} left"
         )

@@ -22,7 +22,7 @@ from fastresnet.engine.warmup import num_compiled, synchronise
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
 from fastresnet.loaders.protocol import Loader
-from fastresnet.signals import on_stop
+from fastresnet.signals import on_stop, stopped_by
 
 CHECK_EVERY = 50  # steps between looks at whether the loss is still finite: each look waits for the device
 
@@ -36,13 +36,13 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signum: int, run_id: str, saved: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
+        super().__init__(f"{stopped_by(signum)}; {saved}")
         self.signum = signum
         self.run_id = run_id
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a request that the loop meets between steps; a later one kills."""
+    """Turns the first signal into a request that the loop meets between steps."""
 
     def __init__(self) -> None:
         self.requested: int | None = None

@@ -20,6 +20,7 @@ from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.pulse import Pulse
 from fastresnet.errors import ToldElsewhere, UserError
+from fastresnet.signals import SIGNALS
 from fastresnet.torchrun import Launch, read_launch
 
 MEETING_S = 300.0  # until every rank has started
@@ -155,7 +156,7 @@ class Session:
         self._pulse.take_over()
         if threading.current_thread() is threading.main_thread():
             # torchrun stops the other ranks once one has ended, which is under way here
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
         try:
             if isinstance(error, UserError):
