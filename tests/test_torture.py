@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from torture.__main__ import FAMILIES, plain, show, table
+import pytest
+import torture.__main__
+from torture.__main__ import FAMILIES, main, plain, show, table
 from torture.case import Case, NotHere, Outcome, Place, attempt
 from torture.child import Done
 
@@ -40,6 +43,22 @@ def test_what_comes_of_a_case(tmp_path: Path) -> None:
     (row,) = table(outcomes)
     assert (row["times"], row["survived"], row["not_here"]) == (2, 0, 1)
     assert "fault" in show([row])
+
+
+def test_no_case_is_begun_when_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cases(place: Place, short: bool) -> Iterator[Case]:
+        yield case(lambda random, folder: pytest.fail("it was begun"))
+
+    monkeypatch.setattr(torture.__main__, "FAMILIES", {"x": cases})
+    monkeypatch.setattr(torture.__main__, "LIMIT_S", -1.0)
+    assert main(["--seed", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[-1]
+        == "0 faults in 0.0 min with seed 1: 0 survived, 0 failed; no time for 1, which --only would run"
+    )
 
 
 def test_names_are_unique_and_the_short_torture_is_part_of_the_whole(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 from torture import bits, clocks, folders, full_disk, kills, memory, sharing, workers
 from torture.case import Case, Maker, Outcome, Place, attempt
 
+LIMIT_S = 840.0  # after which no case is begun, so that all ends within a quarter of an hour
+
 FAMILIES: dict[str, Maker] = {
     "kills": kills.cases,
     "full-disk": full_disk.cases,
@@ -65,11 +67,12 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"\n{show(rows)}\n")
     for outcome in failed:
         print(f"FAILED {outcome.case.name}: {outcome.saw}")
-    not_here = sum(outcome.state == "not here" for outcome in outcomes)
+    states = Counter(outcome.state for outcome in outcomes)
     print(
-        f"{len(outcomes) - not_here} faults in {seconds / 60:.1f} min with seed {seed}: "
-        f"{len(outcomes) - not_here - len(failed)} survived, {len(failed)} failed"
-        + (f"; {not_here} could not be had here" if not_here else "")
+        f"{states['survived'] + len(failed)} faults in {seconds / 60:.1f} min with seed {seed}: "
+        f"{states['survived']} survived, {len(failed)} failed"
+        + (f"; {states['not here']} could not be had here" if states["not here"] else "")
+        + (f"; no time for {states['no time']}, which --only would run" if states["no time"] else "")
     )
     if asked.out:
         _write(asked.out, seed, asked.short, seconds, rows, failed)
@@ -81,7 +84,13 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(chosen: list[Case], place: Place, seed: int, jobs: int, started: float) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(attempt, case, place, seed): case for case in chosen}
+
+        def in_time(case: Case) -> Outcome:
+            if time.monotonic() - started > LIMIT_S:
+                return Outcome(case=case, state="no time", saw=f"{LIMIT_S / 60:.0f} minutes were over")
+            return attempt(case, place, seed)
+
+        waiting = {pool.submit(in_time, case): case for case in chosen}
         try:
             for done in as_completed(waiting):
                 outcome = done.result()
@@ -101,14 +110,15 @@ def table(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = []
     for fault in dict.fromkeys(outcome.case.fault for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.case.fault == fault]
-        had = [outcome for outcome in own if outcome.state != "not here"]
+        had = [outcome for outcome in own if outcome.state in ("survived", "failed")]
         seen = Counter(plain(outcome.saw) for outcome in (had or own))
         rows.append(
             {
                 "fault": fault,
                 "times": len(had),
                 "survived": sum(outcome.state == "survived" for outcome in had),
-                "not_here": len(own) - len(had),
+                "not_here": sum(outcome.state == "not here" for outcome in own),
+                "no_time": sum(outcome.state == "no time" for outcome in own),
                 "saw": [{"line": line, "times": times} for line, times in seen.most_common()],
             }
         )

@@ -41,7 +41,7 @@ class Outcome:
 
     Attributes:
         case: the case.
-        state: ``survived``, ``failed``, or ``not here``.
+        state: ``survived``, ``failed``, ``not here``, or ``no time``.
         saw: the line that the user saw, or why it failed.
     """
 
