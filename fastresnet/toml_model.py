@@ -144,7 +144,32 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
     if kind == "literal_error":
         near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
         return path, f"{key} is {shown_value(given)}{near} (allowed: {context['expected']})"
-    return path, f"{key} is {shown_value(given)}; it {error['msg'].removeprefix('Input ')}"
+    return path, f"{key} is {shown_value(given)}; {requirement(error)}"
+
+
+_REQUIREMENTS = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number, and a smaller one",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+def requirement(error: Mapping[str, Any]) -> str:
+    """Return what a value must be, of a pydantic error about it: ``it must be a whole number``."""
+    if error["type"] in _REQUIREMENTS:
+        return f"it must be {_REQUIREMENTS[error['type']].format_map(error.get('ctx', {}))}"
+    return f"it {error['msg'].removeprefix('Input ')}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -12,12 +12,12 @@ from fastresnet.cli import bench_kernels, bench_throughput, bench_time_to
 from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
-app.command("kernels")(bench_kernels.kernels)
-app.command("throughput")(bench_throughput.throughput)
-app.command("time-to")(bench_time_to.time_to)
+app.command("kernels", short_help="Measure the fused norms by shape.")(bench_kernels.kernels)
+app.command("throughput", short_help="Compare a student's loop with ours.")(bench_throughput.throughput)
+app.command("time-to", short_help="Measure how fast an accuracy is reached.")(bench_time_to.time_to)
 
 
-@app.command("loaders")
+@app.command("loaders", short_help="Measure every way of loading images.")
 def loaders(
     data: Annotated[
         str | None, typer.Option(help="As for train [default: CIFAR-10, downloaded once].")
@@ -88,10 +88,10 @@ def loaders(
         raise typer.Exit(128 + signal.Signals[record["interrupted"]])
 
 
-@app.command("sweep")
+@app.command("sweep", short_help="Make a record of a finished sweep.")
 def sweep(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A finished sweep: its name or its folder.")
+        str | None, typer.Argument(metavar="NAME", help="A finished sweep: its name or its folder.")
     ] = None,
     sweeps_dir: Annotated[Path, typer.Option(help="Where sweeps' folders lie.")] = Path("sweeps"),
     out: Annotated[

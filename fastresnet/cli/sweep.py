@@ -33,7 +33,9 @@ PARENT_LOOK_S = 0.5  # how often a worker looks whether the command that started
 def sweep(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME|FILE.toml]", help="A sweep; without one, they are listed."),
+        typer.Argument(
+            metavar="NAME", help="A sweep's name, or a TOML file of your own; without one, they are listed."
+        ),
     ] = None,
     only_list: Annotated[
         bool,
