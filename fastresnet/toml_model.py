@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fastresnet.errors import UserError, did_you_mean
+from fastresnet.errors import RefusedValue, UserError, did_you_mean
 from fastresnet.toml_lines import line_numbers, nearest_line
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -96,14 +96,15 @@ def at_line(where: str, text: str, path: KeyPath, message: str) -> UserError:
 
 
 def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text: str = "") -> Model:
-    """Return the model of ``data``, or raise a one-line UserError, with the line in ``text`` if it is given."""
+    """Return the model of ``data``, or raise a one-line UserError: with the line in ``text``, or a RefusedValue."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         # A misspelt key is also reported as missing under its right name: say the first.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path, message = _explain(model, dict(first))
-        raise (at_line(where, text, path, message) if text else UserError(message)) from None
+        key = ".".join(map(str, path))
+        raise (at_line(where, text, path, message) if text else RefusedValue(message, key)) from None
 
 
 class _Short(reprlib.Repr):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.typed import named_as_typed
+
 
 def throughput(
     arch: Annotated[str, typer.Option(help="Names or slugs, with commas between them.")] = "resnet24",
@@ -71,7 +73,8 @@ def throughput(
             rows=_names(rows) if rows else ROWS,
         )
         compiling = compile_ or ("on" if on_gpu else "off")
-        config = RunConfig.parse(data=data, device=device, amp=amp, compile=compiling)
+        with named_as_typed(("device", "amp", "compile")):
+            config = RunConfig.parse(data=data, device=device, amp=amp, compile=compiling)
         path = out or default_record_path("throughput")
         record = measure(
             plan,

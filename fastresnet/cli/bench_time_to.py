@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.typed import assigned, named_as_typed
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def time_to(
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
     from fastresnet.bench.board_page import to_markdown, write_board
     from fastresnet.bench.record import insert_marked, read_record
-    from fastresnet.cli.train import _assigned, check_loader
+    from fastresnet.cli.train import check_loader
     from fastresnet.engine.fit import Interrupted
     from fastresnet.run import RunConfig
     from fastresnet.signals import Stopped
@@ -109,9 +110,13 @@ def time_to(
         started = time.monotonic()
         check_loader(loader)
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
-        # no checkpoint by time: a run that is interrupted is done again
-        config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
-        entered = contestants(archs, recipe, epochs, _assigned(set_), peer or [])
+        overrides = assigned(set_, {} if epochs is None else {"epochs": epochs})
+        if "arch" in overrides:
+            raise UserError("--set arch would train another network than its row says; name it in --archs")
+        with named_as_typed(machine):
+            # no checkpoint by time: a run that is interrupted is done again
+            config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
+        entered = contestants(archs, recipe, epochs, overrides, peer or [])
         board, path = _open(entered, target, runs, search, config, out)
         record = board.record
         try:

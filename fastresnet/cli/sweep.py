@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
 from fastresnet.words import counted
@@ -176,7 +177,8 @@ def sweep(
     }
     given |= {"save_every_s": save_every, "device": device, "loader": loader, "amp": amp}
     given |= {"compile": compile_, "threads": threads}
-    config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
+    with named_as_typed(given):
+        config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
     check_loader(config.loader)
     options = SweepOptions(
         name=study,
