@@ -48,6 +48,8 @@ def test_help_is_whole_and_has_a_short_name(
     assert usage.startswith(f"Usage: {' '.join(['fastresnet', *name.split()])} [OPTIONS]")
     for typo in ("[[", "]]", ":best", "|", "...]"):
         assert typo not in usage.replace("[ARGS]...", "")
+    if "--compile" in out:
+        assert "whole or off" in " ".join(out.split())
 
 
 def start(*words: str, **streams: Any) -> subprocess.Popen[str]:

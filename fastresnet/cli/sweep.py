@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Compile
 from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
@@ -132,9 +133,7 @@ def sweep(
         str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
-    compile_: Annotated[
-        str | None, typer.Option("--compile", help="auto (measured), on or off.", rich_help_panel=MACHINE)
-    ] = None,
+    compile_: Compile = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of each worker.", rich_help_panel=MACHINE)
     ] = None,

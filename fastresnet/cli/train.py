@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Compile
 from fastresnet.cli.typed import assigned, named_as_typed, option_of
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
@@ -111,10 +112,7 @@ def train(
         ),
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
-    compile_: Annotated[
-        str | None,
-        typer.Option("--compile", help="auto (measured), on, whole or off.", rich_help_panel=MACHINE),
-    ] = None,
+    compile_: Compile = None,
     kernels: Annotated[
         str | None,
         typer.Option(help="auto (measured), triton, inductor or eager.", rich_help_panel=MACHINE),
