@@ -89,6 +89,17 @@ def test_data_that_is_none_is_one_line(
     assert list(here.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named_by_its_variable(
+    fastresnet: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTRESNET_CACHE", str(file / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for command in (("train", *TINY, "--data", str(data)), ("data", "info", str(data))):
+        message = error_of(fastresnet(*command))
+        assert "Not a directory; set FASTRESNET_CACHE to a folder that can be written" in message
+
+
 def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
     fastresnet: Command, data: Path, here: Path, tmp_path: Path
 ) -> None:

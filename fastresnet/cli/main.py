@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -90,12 +91,7 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:
         discard(sys.stdout.fileno())  # into a file on a full disk, perhaps
-        what = (
-            f"cannot use {error.filename}"
-            if error.filename
-            else "cannot write what is printed, or read a file"
-        )
-        _fail(str(explain_os_error(error, what)))
+        _fail(_of_file(error))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -133,6 +129,27 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _say_no_more(*streams: TextIO) -> None:
+    """Throw away what is printed from now on, and what could not be written yet."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _of_file(error: OSError) -> str:
+    """Return what failed; of a file in the cache folder, how another folder is chosen."""
+    from fastresnet.loaders.cache import cache_folder, disk_errors
+
+    if not error.filename:
+        return str(explain_os_error(error, "cannot write what is printed, or read a file"))
+    if Path(os.fsdecode(error.filename)).is_relative_to(cache_folder()):
+        try:
+            with disk_errors("keeping files"):
+                raise error
+        except UserError as told:
+            return str(told)
+    return str(explain_os_error(error, f"cannot use {error.filename}"))
 
 
 def _told(error: Any) -> str:
