@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastresnet.bench.record import read_record
+from fastresnet.bench.record import load_record
 from fastresnet.errors import UserError
 from fastresnet.run import machine_difference
 
@@ -18,8 +18,8 @@ def earlier_record(path: Path, kind: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    record = read_record(path)
-    if not isinstance(record, dict) or record.get("kind") != kind or "settings" not in record:
+    record = load_record(path)
+    if record["kind"] != kind or "settings" not in record:
         raise UserError(
             f"{path} is no record that `fastresnet bench {kind}` can go on with; choose another --out"
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastresnet.atomic import write_atomic
+from fastresnet.atomic import explain_os_error, write_atomic
 from fastresnet.errors import UserError
 from fastresnet.run import environment
+
+KINDS = ("loaders", "kernels", "throughput", "time-to", "sweep")  # as typed after `fastresnet bench`
 
 
 def typed_command() -> str:
@@ -33,13 +37,46 @@ def make_record(kind: str, device_name: str, threads: int, **content: Any) -> di
     }
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what :func:`write_record` wrote; raises UserError where it cannot be read."""
+def load_record(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_record` wrote, of any kind; raises UserError where it cannot be read."""
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the record {path}: {error}") from error
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"cannot read the record {path}: no such file") from None
+    except OSError as error:
+        raise explain_os_error(error, f"cannot read the record {path}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no record: it is not JSON") from error
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise UserError(f"{path} is no record of a measurement")
     return record
+
+
+def read_record(path: Path, kind: str, to_markdown: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Return a record of ``fastresnet bench <kind>`` of which ``to_markdown`` makes a page.
+
+    Raises:
+        UserError: it cannot be read, is of another kind, or ``to_markdown`` misses something in it.
+    """
+    record = load_record(path)
+    if record["kind"] != kind:
+        told = f"is a record of `bench {record['kind']}`; show it with that"
+        raise UserError(f"{path} {told if record['kind'] in KINDS else f'is no record of `bench {kind}`'}")
+    try:
+        to_markdown(record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is of an earlier form, which only its own version shows") from error
+    return record
+
+
+def check_insert(name: str, *paths: Path) -> None:
+    """Raise what :func:`insert_marked` would for one of the files, and leave them as they are."""
+    for path in paths:
+        _around_marks(name, path)
+        try:
+            path.open("r+b").close()
+        except OSError as error:
+            raise explain_os_error(error, f"cannot update {path}") from error
 
 
 def insert_marked(name: str, text: str, path: Path) -> None:
@@ -48,21 +85,68 @@ def insert_marked(name: str, text: str, path: Path) -> None:
     Raises:
         UserError: the file cannot be read or written, or lacks the marks.
     """
+    before, after = _around_marks(name, path)
+    try:
+        path.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
+    except OSError as error:
+        raise explain_os_error(error, f"cannot update {path}") from error
+
+
+def _around_marks(name: str, path: Path) -> tuple[str, str]:
+    """Return a file's text up to the first mark, with it, and from the second one on."""
     begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
     try:
         before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
-            raise UserError(f"{path} has no place for the table; put {begin} and {end} where it is to stand")
-        path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot update {path}: {error.strerror}") from error
+        raise explain_os_error(error, f"cannot update {path}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"cannot update {path}: it is not UTF-8 text") from None
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise UserError(f"{path} has no place for the table; put {begin} and {end} where it is to stand")
+    return before + begin, end + after
+
+
+def check_out(path: Path, *beside: str) -> None:
+    """Raise UserError unless a record can be written to ``path``, and what goes ``beside`` it, by suffix.
+
+    Something is written there, in folders that are made if need be, and all of it taken away again.
+    """
+    if path.suffix in beside:
+        raise UserError(
+            f"--out is {path}, the name of what goes beside the record; give one that ends in .json"
+        )
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    made: list[Path] = []
+    try:
+        for file in (path, *(path.with_suffix(suffix) for suffix in beside if path.name)):
+            if file.is_dir():
+                raise UserError(f"cannot write {file}: it is a folder; give --out the name of a file")
+        missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        with open(temporary, "wb") as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise explain_os_error(error, f"cannot write {path}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record as JSON, atomically; raises UserError where the disk refuses."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, f"cannot write {path}") from error
     write_atomic(path, lambda file: file.write(text.encode()))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from fastresnet import __version__
-from fastresnet.errors import UserError, did_you_mean
+from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.recorded import (
     Best,
@@ -29,12 +31,19 @@ from fastresnet.recorded import (
     Share,
     holds,
 )
+from fastresnet.toml_model import validated
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "whole", "off"]
 # Three more launch configurations of the kernels, which `auto` may find to be faster.
 Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "inductor", "eager"]
 Graphs = Literal["auto", "on", "off"]
+
+
+def _device(name: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name) is None:
+        raise PydanticCustomError("device", "must be auto, cpu, cuda or cuda:N")
+    return name
 
 
 class RunConfig(BaseModel):
@@ -66,7 +75,7 @@ class RunConfig(BaseModel):
     val: int | None = Field(default=None, ge=0)
     limit_train: int | None = Field(default=None, ge=1)
     target: float | None = Field(default=None, gt=0, le=1)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     loader: str = "auto"
     workers: int = Field(default=0, ge=0, le=1024)
     amp: Amp = "auto"
@@ -81,26 +90,8 @@ class RunConfig(BaseModel):
 
     @classmethod
     def parse(cls, **values: Any) -> RunConfig:
-        """Return a config, or raise a one-line :class:`UserError` naming the option and what is allowed."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "config"
-            if first["type"] == "extra_forbidden":
-                known = cls.model_fields
-                raise UserError(
-                    f"unknown option {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}"
-                ) from None
-            message = first["msg"][0].lower() + first["msg"][1:]
-            if first["type"] == "string_pattern_mismatch" and name == "device":
-                message = "it must be auto, cpu, cuda or cuda:N"
-            elif first["type"] == "literal_error":
-                expected = str(first["ctx"]["expected"])
-                near = did_you_mean(str(first["input"]), expected.replace("'", " ").split())
-                message = f"it must be {expected}{near}"
-            option = name.removesuffix("_s").replace("_", "-")
-            raise UserError(f"{option} is {first['input']!r}: {message}") from None
+        """Return a config, or raise a :class:`RefusedValue` naming the key and what is allowed."""
+        return validated(cls, values)
 
 
 def duration(seconds: float) -> str:

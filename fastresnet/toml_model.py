@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fastresnet.errors import UserError, did_you_mean
+from fastresnet.errors import RefusedValue, UserError, did_you_mean
 from fastresnet.toml_lines import line_numbers, nearest_line
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -96,14 +96,15 @@ def at_line(where: str, text: str, path: KeyPath, message: str) -> UserError:
 
 
 def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text: str = "") -> Model:
-    """Return the model of ``data``, or raise a one-line UserError, with the line in ``text`` if it is given."""
+    """Return the model of ``data``, or raise a one-line UserError: with the line in ``text``, or a RefusedValue."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         # A misspelt key is also reported as missing under its right name: say the first.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path, message = _explain(model, dict(first))
-        raise (at_line(where, text, path, message) if text else UserError(message)) from None
+        key = ".".join(map(str, path))
+        raise (at_line(where, text, path, message) if text else RefusedValue(message, key)) from None
 
 
 class _Short(reprlib.Repr):
@@ -144,7 +145,32 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
     if kind == "literal_error":
         near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
         return path, f"{key} is {shown_value(given)}{near} (allowed: {context['expected']})"
-    return path, f"{key} is {shown_value(given)}; it {error['msg'].removeprefix('Input ')}"
+    return path, f"{key} is {shown_value(given)}; {requirement(error)}"
+
+
+_REQUIREMENTS = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number, and a smaller one",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+def requirement(error: Mapping[str, Any]) -> str:
+    """Return what a value must be, of a pydantic error about it: ``it must be a whole number``."""
+    if error["type"] in _REQUIREMENTS:
+        return f"it must be {_REQUIREMENTS[error['type']].format_map(error.get('ctx', {}))}"
+    return f"it {error['msg'].removeprefix('Input ')}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

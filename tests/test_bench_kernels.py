@@ -124,6 +124,7 @@ def test_from_measurement_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     where = {"device_name": "some CPU", "torch": "2"}
     plain = {
+        "kind": "kernels",
         "environment": where,
         "date": "2026-01-01",
         "command": "x",

@@ -168,9 +168,9 @@ def test_the_start_up_fit_finds_the_line() -> None:
 def test_a_file_without_marks_is_refused(tmp_path: Path) -> None:
     page, record = tmp_path / "page.md", tmp_path / "r.json"
     page.write_text("no marks")
-    record.write_text(json.dumps(made_record([made_row("backend", 0, 1_000)])))
+    record.write_text(json.dumps({"kind": "loaders", **made_record([made_row("backend", 0, 1_000)])}))
     done = bench("--show", str(record), "--insert", str(page))
-    assert isinstance(done.exception, UserError)
+    assert isinstance(done.exception, UserError) and "has no place for the table" in str(done.exception)
     assert page.read_text() == "no marks"
 
 

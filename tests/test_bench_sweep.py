@@ -52,13 +52,19 @@ def test_from_a_finished_sweep_to_a_page(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{MARKS[0]}\n\n{shown}\n{MARKS[1]}\nafter\n"
     assert typed("bench", "sweep", "--show", out) == shown
 
+    bare = tmp_path / "bare.md"
+    bare.write_text("no marks")
+    unwritten = tmp_path / "none" / "r.json"
+    assert "has no place" in refused(*there, "--out", unwritten, "--insert", bare)
+    assert f"cannot write {tmp_path}" in refused(*there, "--out", tmp_path) and not unwritten.parent.exists()
+
     path = tmp_path / "sweeps" / "tiny" / "table.json"
     content = read_sealed_json(path)
     content["rows"][0]["state"] = "waiting"
     write_sealed_json(path, content)
     assert "1 of 3 cells of tiny are waiting" in refused(*there)
     assert "give either a sweep" in refused("bench", "sweep")
-    assert "cannot read the record" in refused("bench", "sweep", "--show", page)
+    assert "is no record" in refused("bench", "sweep", "--show", page)
 
 
 def test_fewer_epochs_than_the_sweeps_own_are_said() -> None:

@@ -267,6 +267,9 @@ def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> N
 def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "unknown architecture 'resnet25'" in refusal(bench("--archs", "resnet25"))
     assert "--epochs is 'ten'" in refusal(bench("--epochs", "ten", "--archs", "resnet8"))
+    both = refusal(bench("--epochs", "3", "--set", "epochs=4", "--archs", "resnet8"))
+    assert both == "--epochs and --set epochs both set epochs; give one of them"
+    assert "name it in --archs" in refusal(bench("--set", "arch=resnet8"))
     assert "write --peer 'NAME=COMMAND'" in refusal(bench("--peer", "sleep 1", "--archs", "resnet8"))
 
 

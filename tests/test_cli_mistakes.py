@@ -15,25 +15,33 @@ from fastresnet.engine.checkpoint import load_last
 from fastresnet.errors import UserError
 
 MISTAKES = {
-    "arch": (["--arch", "resnet25"], r"unknown architecture 'resnet25'; did you mean 'resnet\d+'"),
+    "arch": (["--arch", "resnet25"], "unknown architecture 'resnet25'; did you mean 'resnet24'?"),
     "recipe": (["--recipe", "fsat"], "unknown recipe 'fsat'; did you mean 'fast'?"),
     "option": (["--archh", "resnet8"], "No such option: --archh"),
     "key": (["--set", "optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'lr'?"),
     "no equals": (["--set", "optimizer.lr"], "--set 'optimizer.lr' has no '='; write --set KEY=VALUE"),
-    "value": (["--set", "optimizer.lr=fast"], "optimizer.lr is 'fast'"),
-    "epochs 0": (["--epochs", "0"], "epochs is 0"),
-    "epochs word": (["--epochs", "ten"], "Invalid value for '--epochs': "),
-    "batch 0": (["--batch-size", "0"], "batch_size is 0"),
+    "value": (["--set", "optimizer.lr=fast"], "optimizer.lr is 'fast'; it must be a number"),
+    "epochs 0": (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
+    "epochs word": (["--epochs", "ten"], "--epochs is 'ten'; it must be a whole number"),
+    "batch 0": (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
     "lengths": (["--arch", "n3-b2,2-c8"], "slug 'n3-b2,2-c8': b has 2 values for n3"),
     "pool": (["--arch", "n2-b1-c4-p9"], "pool (P) is 9 and the last map of 8x8 images is 4x4"),
     "loader": (["--loader", "numbaa"], "unknown loader 'numbaa'; did you mean 'numba'"),
-    "amp": (["--amp", "bf61"], "amp is 'bf61': it must be 'auto', 'bf16', 'fp16' or 'off'; did you mean 'bf16'?"),
+    "amp": (["--amp", "bf61"], "--amp is 'bf61'; did you mean 'bf16'? (allowed: 'auto', 'bf16', 'fp16' or 'off')"),
     "fp16 on a cpu": (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
-    "compile": (["--compile", "maybe"], "compile is 'maybe': it must be 'auto', 'on', 'whole' or 'off'"),
-    "device": (["--device", "tpu"], "device is 'tpu': it must be auto, cpu, cuda or cuda:N"),
-    "target": (["--target", "94"], "target is 94.0: input should be less than or equal to 1"),
-    "seed": (["--seed", "-1"], "seed is -1"),
-    "save-every": (["--save-every", "0"], "save-every is 0.0"),
+    "compile": (["--compile", "maybe"], "--compile is 'maybe' (allowed: 'auto', 'on', 'whole' or 'off')"),
+    "device": (["--device", "tpu"], "--device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
+    "target": (["--target", "94"], "--target is 94.0; it must be at most 1"),
+    "seed": (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+    "save-every": (["--save-every", "0"], "--save-every is 0.0; it must be above 0"),
+    "workers": (["--workers", "-1"], "--workers is -1; it must be at least 0"),
+    "target word": (["--target", "most"], "--target is 'most'; it must be a number"),
+    "key of an option": (["--set", "drop_last=7"], "drop_last is 7; it must be true or false"),
+    "option and key": (["--set", "epochs=3"], "--epochs and --set epochs both set epochs; give one of them"),
+    "key twice": (
+        ["--set", "val.samples=3", "--set", "val.samples=4"],
+        "--set val.samples is given twice, as '3' and '4'; give it once",
+    ),
     "val": (["--val", "100"], "cannot hold out 100 of 100 train images; choose between 1 and 99"),
     "limit": (["--limit-train", "101"], "cannot use 101 of 100 images"),
     "too few": (["--batch-size", "101"], "batch size 101 exceeds the 100 training images"),
@@ -57,12 +65,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(
         given = []
     source = [] if name == "resume" else ["--data", str(data)]
     message = error_of(fastresnet("train", *given, *source, *arguments))
-    if name == "arch":
-        import re
-
-        assert re.match(expected, message)
-    else:
-        assert expected in message, message
+    assert expected in message, message
     assert list(here.iterdir()) == []
 
 
@@ -86,6 +89,17 @@ def test_data_that_is_none_is_one_line(
     assert list(here.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named_by_its_variable(
+    fastresnet: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTRESNET_CACHE", str(file / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for command in (("train", *TINY, "--data", str(data)), ("data", "info", str(data))):
+        message = error_of(fastresnet(*command))
+        assert "Not a directory; set FASTRESNET_CACHE to a folder that can be written" in message
+
+
 def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
     fastresnet: Command, data: Path, here: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +116,7 @@ def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
             11,
             "schedule.name is 'constnat'; did you mean 'constant'",
         ),
-        (text.replace("epochs = 1", "epochs = 0"), 3, "epochs is 0"),
+        (text.replace("epochs = 1", "epochs = 0"), 3, "epochs is 0; it must be at least 1"),
     ):
         file.write_text(wrong)
         message = error_of(fastresnet("train", "--recipe", str(file), "--data", str(data)))

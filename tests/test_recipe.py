@@ -94,14 +94,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"lr": "1"}, r"unknown key 'lr'; did you mean 'optimizer.lr'\?"),
     ({"label_smoothing": "0"}, r"unknown key 'label_smoothing'; did you mean 'loss.label_smoothing'\?"),
     ({"optimizer.k": "5"}, r"unknown key 'optimizer.k'; did you mean 'optimizer.lookahead.k'\?"),
-    ({"optimizer.lr": "-1"}, r"optimizer.lr is -1; it should be greater than 0"),
-    ({"optimizer.lr": "nan"}, r"optimizer.lr is nan; it should be"),
+    ({"optimizer.lr": "-1"}, r"optimizer.lr is -1; it must be above 0"),
+    ({"optimizer.lr": "nan"}, r"optimizer.lr is nan; it must be"),
     (
         {"optimizer.name": "adm"},
         r"optimizer.name is 'adm'; did you mean 'adam'\? \(allowed: adadelta, .*muon\)",
     ),
-    ({"epochs": "0"}, r"epochs is 0; it should be greater than or equal to 1"),
-    ({"epochs": "ten"}, r"epochs is 'ten'; it should be a valid integer"),
+    ({"epochs": "0"}, r"epochs is 0; it must be at least 1"),
+    ({"epochs": "ten"}, r"epochs is 'ten'; it must be a whole number"),
     ({"epochs.x": "1"}, r"epochs.x: epochs is a single value"),
     (
         {"augment.flip": "randm"},

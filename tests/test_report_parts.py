@@ -213,7 +213,12 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no table yet" in refused("report", "--sweep", "r1-c", *there)
     write_table(tmp_path / "r1-c", cells("r1-c"))
     assert "did you mean 'r1-c'" in refused("report", "--sweep", "r1-x", *there)
-    assert "r1-c/report/report.html" in typed("report", "--sweep", "r1-c", *there)
+    page, figures = typed("report", "--sweep", "r1-c", *there).splitlines()
+    assert re.search(r"r1-c/report/report.html \([1-9][0-9]* KB, self-contained\)$", page)
+    assert figures == "1 figure as PNG beside it"
+    (tmp_path / "one").mkdir()
+    write_table(tmp_path / "one", content := cells("r1-c") | {"rows": cells("r1-c")["rows"][:1]})
+    assert len(content["rows"]) == 1 and len(typed("report", "--sweep", "one", *there).splitlines()) == 1
     path = tmp_path / "r1-c" / "table.json"
     path.write_text(path.read_text().replace("0.48", "0.98"))
     assert "was altered" in refused("report", "--sweep", "r1-c", *there)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -204,6 +206,12 @@ def break_folder(root: Path, how: str) -> None:
         (root / "train" / "ant" / "00000.jpg").rename(root / "train" / "0.jpg")
     elif how == "newline in a name":
         (root / "train" / "ant" / "x\ny.jpg").write_bytes(b"x")
+    elif how == "no data set":
+        for split in ("train", "test"):
+            shutil.rmtree(root / split)
+        (root / "etc").mkdir()
+        (root / "etc" / "mtab").symlink_to("nowhere")
+        os.mkfifo(root / "pipe")
     elif how == "broken link":
         (root / "train" / "ant" / "link.jpg").symlink_to("nowhere.jpg")
     elif how == "empty image":
@@ -229,6 +237,7 @@ def break_folder(root: Path, how: str) -> None:
         ("too deep", ["train/ant/more/0.jpg"]),
         ("no class folders", ["train/0.jpg"]),
         ("newline in a name", ["train/ant/x\\ny.jpg"]),
+        ("no data set", ["photos holds no .jpg, .jpeg or .png images", "{train,test}/<class>/<file>"]),
         ("broken link", ["link.jpg", "No such file"]),
         ("empty image", ["train/bee/00003.jpg", "no JPEG or PNG"]),
         ("torn image", ["test/cat/00002.jpg", "truncated"]),
@@ -247,9 +256,20 @@ def test_bad_folder_is_refused(image_folder: Path, cache: Path, how: str, says: 
 def test_bad_values_are_refused(tmp_path: Path) -> None:
     assert "no such data" in refusal(tmp_path / "nowhere") and "'shapes'" in refusal(tmp_path / "nowhere")
     (tmp_path / "set.zip").write_bytes(b"PK\x03\x04")
+    assert "no such data: shpaes; did you mean 'shapes'?" in refusal("shpaes")
     assert "cannot tell" in refusal(tmp_path / "set.zip")
     assert "32x32 only" in refusal("shapes", image_size=64)
     assert "name is empty" in refusal("")
+
+
+def test_a_locale_that_cannot_spell_a_class_is_named(image_folder: Path) -> None:
+    """The folder's name was blamed, and is UTF-8."""
+    for split in ("train", "test"):
+        (image_folder / split / "bee").rename(image_folder / split / "b\u00e9e")
+    command = [sys.executable, "-m", "fastresnet", "data", "info", str(image_folder)]
+    ascii_only = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True)
+    assert done.returncode == 2 and "is not named in the locale's encoding; set PYTHONUTF8=1" in done.stderr
 
 
 def test_unreadable_files_are_refused() -> None:

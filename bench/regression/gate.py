@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastresnet.bench.record import make_record, read_record, write_record
+from fastresnet.bench.record import load_record, make_record, write_record
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
 from fastresnet.errors import UserError
 
@@ -95,8 +95,8 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
         raise UserError(
             f"there is no baseline {path}; make one with `make bench-save`, at a commit that is as it should be"
         )
-    record = read_record(path)
-    if record.get("kind") != "regression":
+    record = load_record(path)
+    if record["kind"] != "regression":
         raise UserError(f"{path} is no baseline of `make bench-save`")
     then = {name: part["ratio"] for name, part in record["parts"].items()}
     now = run_benchmarks(extra=extra)

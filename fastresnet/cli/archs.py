@@ -12,11 +12,11 @@ import typer
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from fastresnet.arch import ArchSpec
     from fastresnet.catalogue import CatalogueEntry
+    from fastresnet.cli.tables import TableConsole
 
 
 def archs(
@@ -56,6 +56,7 @@ def archs(
 
 def _show_widest(budget: int, stages: int, blocks: str, as_json: bool) -> None:
     from fastresnet.arch import widest_under
+    from fastresnet.cli.tables import TableConsole
 
     try:
         counts = [int(part) for part in blocks.split(",")]
@@ -66,31 +67,30 @@ def _show_widest(budget: int, stages: int, blocks: str, as_json: bool) -> None:
     if as_json:
         _print_json({**_spec_values(spec), "width": spec.channels[0], "budget": budget})
         return
-    console = _console()
-    console.print(f"width {spec.channels[0]}: {spec.slug}", highlight=False)
+    console = TableConsole()
+    console.print(f"width {spec.channels[0]}: {spec.slug}")
     console.print(
         f"{params:,} parameters, {budget - params:,} under the budget; "
         f"{spec.num_multiply_adds():,} multiply-adds for one 32x32 image",
-        highlight=False,
     )
 
 
 def _show_all(as_json: bool) -> None:
     from fastresnet.catalogue import CATALOGUE, TABLES
+    from fastresnet.cli.tables import TableConsole
 
     if as_json:
         _print_json([_entry_values(entry) for entry in CATALOGUE])
         return
-    console = _console()
+    console = TableConsole()
     for key, title in TABLES.items():
         entries = [entry for entry in CATALOGUE if entry.table == key]
-        console.print(_catalogue_table(title, entries))
+        console.print_table(_catalogue_table(title, entries))
         _print_remarks(console, entries)
         console.print()
     console.print(
         "Counts are for ten classes of 32x32 images; true ones are recomputed. `fastresnet archs NAME` shows "
         "the layers; a slug such as n4-b3,3,2,3-c64,128,128,256-p4 names any other network.",
-        highlight=False,
     )
 
 
@@ -127,7 +127,7 @@ def _catalogue_table(title: str, entries: list[CatalogueEntry]) -> Table:
     return table
 
 
-def _print_remarks(console: Console, entries: list[CatalogueEntry]) -> None:
+def _print_remarks(console: TableConsole, entries: list[CatalogueEntry]) -> None:
     """Print every erratum and note once, after the names it is true of."""
     for kind, style in (("erratum", "red"), ("note", "dim")):
         names: dict[str, list[str]] = {}
@@ -135,12 +135,13 @@ def _print_remarks(console: Console, entries: list[CatalogueEntry]) -> None:
             if remark := getattr(entry, kind):
                 names.setdefault(remark, []).append(entry.name)
         for remark, about in names.items():
-            console.print(f"[{style}]{kind}[/{style}] {', '.join(about)}: {remark}", highlight=False)
+            console.print(f"[{style}]{kind}[/{style}] {', '.join(about)}: {remark}")
 
 
 def _show_one(name: str, as_json: bool) -> None:
     from fastresnet.arch import get_arch
     from fastresnet.catalogue import TABLES, entries_named
+    from fastresnet.cli.tables import TableConsole
 
     spec = get_arch(name)
     entries = entries_named(name)
@@ -149,11 +150,11 @@ def _show_one(name: str, as_json: bool) -> None:
         printed = [_entry_values(entry) for entry in entries]
         _print_json({"name": name, **_spec_values(spec), "printed": printed, "layers": layers})
         return
-    console = _console()
-    console.print(_layer_table(name, spec))
-    console.print(f"slug {spec.slug}, depth {spec.depth}; for ten classes of 32x32 images", highlight=False)
+    console = TableConsole()
+    console.print_table(_layer_table(name, spec))
+    console.print(f"slug {spec.slug}, depth {spec.depth}; for ten classes of 32x32 images")
     for entry in entries:
-        console.print(f"{TABLES[entry.table]}: {_printed(entry)}", highlight=False)
+        console.print(f"{TABLES[entry.table]}: {_printed(entry)}")
     _print_remarks(console, list(entries))
 
 
@@ -211,12 +212,6 @@ def _entry_values(entry: CatalogueEntry) -> dict[str, Any]:
         "note": entry.note,
         **_spec_values(entry.spec),
     }
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def _print_json(value: Any) -> None:

@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli import bench_kernels, bench_throughput, bench_time_to
+from fastresnet.cli.options import Insert, Show
 from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
-app.command("kernels")(bench_kernels.kernels)
-app.command("throughput")(bench_throughput.throughput)
-app.command("time-to")(bench_time_to.time_to)
+app.command("kernels", short_help="Measure the fused norms by shape.")(bench_kernels.kernels)
+app.command("throughput", short_help="Compare a student's loop with ours.")(bench_throughput.throughput)
+app.command("time-to", short_help="Measure how fast an accuracy is reached.")(bench_time_to.time_to)
 
 
-@app.command("loaders")
+@app.command("loaders", short_help="Measure every way of loading images.")
 def loaders(
     data: Annotated[
         str | None, typer.Option(help="As for train [default: CIFAR-10, downloaded once].")
@@ -41,20 +42,17 @@ def loaders(
         Path | None,
         typer.Option(help="The record; a .md and a .png go beside it [default: in bench-results]."),
     ] = None,
-    show: Annotated[
-        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
-    ] = None,
-    insert: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Also put the table into a marked text file.")
-    ] = None,
+    show: Show = None,
+    insert: Insert = None,
 ) -> None:
     """Measure every way of loading images here: the worker table of the reports, and each of our backends."""
+    from fastresnet.atomic import write_atomic
     from fastresnet.bench.loader_report import markdown, plot
-    from fastresnet.bench.record import insert_marked, read_record, write_record
+    from fastresnet.bench.record import check_insert, check_out, insert_marked, read_record, write_record
     from fastresnet.cli.progress import shown_progress
 
     if show is not None:
-        record = read_record(show)
+        record = read_record(show, "loaders", markdown)
     else:
         from fastresnet.bench.loader_rows import WORKERS, Plan
         from fastresnet.bench.loaders import measure
@@ -69,6 +67,9 @@ def loaders(
             arch=arch,
             steps=steps,
         )
+        path = out or default_record_path("loaders")
+        check_out(path, ".md", ".png")
+        check_insert("bench loaders", *insert or ())
         if not quick:
             typer.echo(
                 "This takes minutes to an hour; --quick takes one. Ctrl-C keeps what is done.", err=True
@@ -76,9 +77,8 @@ def loaders(
         with shown_progress() as progress:
             stops = (KeyboardInterrupt, Stopped)
             record = measure(plan, data, progress, lambda text: typer.echo(text, err=True), stops)
-        path = out or default_record_path("loaders")
         write_record(path, record)
-        path.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+        write_atomic(path.with_suffix(".md"), lambda file: file.write(markdown(record).encode()))
         plot(record, path.with_suffix(".png"))
         typer.echo(f"record     {path}, and the same as .md and .png", err=True)
     for place in insert or []:
@@ -88,34 +88,39 @@ def loaders(
         raise typer.Exit(128 + signal.Signals[record["interrupted"]])
 
 
-@app.command("sweep")
+@app.command("sweep", short_help="Make a record of a finished sweep.")
 def sweep(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A finished sweep: its name or its folder.")
+        str | None, typer.Argument(metavar="NAME", help="A finished sweep: its name or its folder.")
     ] = None,
     sweeps_dir: Annotated[Path, typer.Option(help="Where sweeps' folders lie.")] = Path("sweeps"),
     out: Annotated[
         Path | None, typer.Option(help="The record [default: a dated file in bench-results].")
     ] = None,
-    show: Annotated[
-        Path | None, typer.Option(metavar="RECORD", help="Make no record; show this one again.")
-    ] = None,
-    insert: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Also put the table into a marked text file.")
-    ] = None,
+    show: Show = None,
+    insert: Insert = None,
 ) -> None:
     """Make a record of a finished sweep: each cell's training beside what was printed, and where it ran."""
-    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.bench.record import (
+        check_insert,
+        check_out,
+        default_record_path,
+        insert_marked,
+        read_record,
+        write_record,
+    )
     from fastresnet.bench.sweep_record import make_sweep_record, markdown
     from fastresnet.errors import UserError
 
     if (name is None) == (show is None):
         raise UserError("give either a sweep, as in `fastresnet bench sweep r1-c`, or --show RECORD")
     if show is not None:
-        record = read_record(show)
+        record = read_record(show, "sweep", markdown)
     else:
         record = make_sweep_record(str(name), sweeps_dir)
         path = out or default_record_path(f"sweep-{record['name']}")
+        check_out(path)
+        check_insert(f"bench sweep {record['name']}", *insert or ())
         write_record(path, record)
         typer.echo(f"record     {path}", err=True)
     for place in insert or []:

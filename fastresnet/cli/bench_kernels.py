@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fastresnet.cli.options import ContinuedOut, Insert, Minutes, Show
 
 
 def kernels(
@@ -23,35 +24,30 @@ def kernels(
     calls: Annotated[
         int | None, typer.Option(help="Timed calls in a row, a round [default: 20; on a CPU 2].", min=1)
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Start no case after this; the same --out goes on.", min=0)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The record; a .md and a .png go beside it. One that exists is gone on with "
-            "[default: a dated file in bench-results]."
-        ),
-    ] = None,
-    show: Annotated[
-        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
-    ] = None,
-    insert: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Also put the page into a marked text file.")
-    ] = None,
+    minutes: Minutes = None,
+    out: ContinuedOut = None,
+    show: Show = None,
+    insert: Insert = None,
 ) -> None:
     """Measure the fused norms by shape against eager and Inductor; on a CPU, those two alone."""
     from fastresnet.arch import get_arch
     from fastresnet.bench.continued import earlier_record
     from fastresnet.bench.kernels import bench_kernels, cases_of
     from fastresnet.bench.kernels_page import to_markdown, write_page
-    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.bench.record import (
+        check_insert,
+        check_out,
+        default_record_path,
+        insert_marked,
+        read_record,
+        write_record,
+    )
     from fastresnet.engine.machine import AMP_DTYPES, resolve_amp, resolve_device
     from fastresnet.errors import UserError
     from fastresnet.kernels.norm_act import TRITON_KERNELS
 
     if show is not None:
-        record = read_record(show)
+        record = read_record(show, "kernels", to_markdown)
     else:
         if amp not in ("auto", *AMP_DTYPES):
             raise UserError(f"--amp is {amp!r}; it must be one of auto, {', '.join(AMP_DTYPES)}")
@@ -65,6 +61,8 @@ def kernels(
         dtype = AMP_DTYPES[resolve_amp(amp, chosen)]
         size = batch_size or (512 if on_gpu else 32)
         path = out or default_record_path("kernels")
+        check_out(path, ".md", ".png")
+        check_insert("bench kernels", *insert or ())
         cases = [case for name in arch.split(",") for case in cases_of(get_arch(name.strip()), size, dtype)]
         record = bench_kernels(
             list(dict.fromkeys(cases)),

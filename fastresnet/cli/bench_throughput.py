@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fastresnet.cli.options import ContinuedOut, Insert, Minutes, Show
+from fastresnet.cli.typed import named_as_typed
 
 
 def throughput(
@@ -26,40 +28,32 @@ def throughput(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.")] = "auto",
     compile_: Annotated[
-        str | None, typer.Option("--compile", help="auto, on or off [default: on; on a CPU off].")
+        str | None, typer.Option("--compile", help="auto, on, whole or off [default: on; on a CPU off].")
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Start no arch after this; the same --out goes on.", min=0)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The record; a .md goes beside it. One that exists is gone on with "
-            "[default: a dated file in bench-results]."
-        ),
-    ] = None,
-    show: Annotated[
-        Path | None, typer.Option(metavar="RECORD", help="Measure nothing; show this record again.")
-    ] = None,
-    insert: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Also put the page into a marked text file.")
-    ] = None,
+    minutes: Minutes = None,
+    out: ContinuedOut = None,
+    show: Show = None,
+    insert: Insert = None,
 ) -> None:
     """Compare the loop a student would write with ours, one change at a time, interleaved in one run."""
     from fastresnet.atomic import write_atomic
     from fastresnet.bench.continued import earlier_record
     from fastresnet.bench.ladder import ROWS
-    from fastresnet.bench.record import default_record_path, insert_marked, read_record, write_record
+    from fastresnet.bench.record import (
+        check_insert,
+        check_out,
+        default_record_path,
+        insert_marked,
+        read_record,
+        write_record,
+    )
     from fastresnet.bench.throughput import Plan, measure
     from fastresnet.bench.throughput_page import to_markdown
     from fastresnet.engine.machine import resolve_device
-    from fastresnet.errors import UserError
     from fastresnet.run import RunConfig
 
     if show is not None:
-        record = read_record(show)
-        if "cells" not in record:
-            raise UserError(f"{show} is of an earlier form, which only its own version shows")
+        record = read_record(show, "throughput", to_markdown)
     else:
         started = time.monotonic()
         on_gpu = resolve_device(device).type == "cuda"
@@ -71,8 +65,11 @@ def throughput(
             rows=_names(rows) if rows else ROWS,
         )
         compiling = compile_ or ("on" if on_gpu else "off")
-        config = RunConfig.parse(data=data, device=device, amp=amp, compile=compiling)
+        with named_as_typed(("device", "amp", "compile")):
+            config = RunConfig.parse(data=data, device=device, amp=amp, compile=compiling)
         path = out or default_record_path("throughput")
+        check_out(path, ".md")
+        check_insert("bench throughput", *insert or ())
         record = measure(
             plan,
             config,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Compile, Insert, Minutes, Show
+from fastresnet.cli.typed import assigned, named_as_typed
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 WHAT, CLOCK, MACHINE = "What is run", "How much", "Data and machine"
 LONG_BOARD_S = 600.0
+BOARDS = Path("bench-results")
 
 
 def time_to(
@@ -62,19 +65,14 @@ def time_to(
     eval_every: Annotated[
         int, typer.Option(help="Epochs between evaluations.", min=1, rich_help_panel=CLOCK)
     ] = 1,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Start no run after this; the same --out goes on.", min=0, rich_help_panel=CLOCK),
-    ] = None,
+    minutes: Minutes = None,
     data: Annotated[
         str | None, typer.Option(help="As for train [default: CIFAR-10].", rich_help_panel=MACHINE)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)] = "auto",
     loader: Annotated[str, typer.Option(help="As for train.", rich_help_panel=MACHINE)] = "auto",
     amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = "auto",
-    compile_: Annotated[
-        str, typer.Option("--compile", help="auto, on or off.", rich_help_panel=MACHINE)
-    ] = "auto",
+    compile_: Compile = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.", rich_help_panel=MACHINE)] = 0,
     out: Annotated[
         Path | None,
@@ -84,45 +82,46 @@ def time_to(
             rich_help_panel=CLOCK,
         ),
     ] = None,
-    show: Annotated[
-        Path | None,
-        typer.Option(metavar="RECORD", help="Run nothing; show this board again.", rich_help_panel=CLOCK),
-    ] = None,
-    insert: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Also put the board into a marked text file.", rich_help_panel=CLOCK
-        ),
-    ] = None,
+    show: Show = None,
+    insert: Insert = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
     from fastresnet.bench.board_page import to_markdown, write_board
-    from fastresnet.bench.record import insert_marked, read_record
-    from fastresnet.cli.train import _assigned, check_loader
+    from fastresnet.bench.record import check_insert, check_out, insert_marked, read_record
+    from fastresnet.cli.train import check_loader
     from fastresnet.engine.fit import Interrupted
     from fastresnet.run import RunConfig
     from fastresnet.signals import Stopped
 
     if show is not None:
-        record = read_record(show)
+        record = read_record(show, "time-to", to_markdown)
     else:
         started = time.monotonic()
         check_loader(loader)
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
-        # no checkpoint by time: a run that is interrupted is done again
-        config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
-        entered = contestants(archs, recipe, epochs, _assigned(set_), peer or [])
+        check_out(out or BOARDS / "time-to.json", ".md", ".png")
+        check_insert("bench time-to", *insert or ())
+        overrides = assigned(set_, {} if epochs is None else {"epochs": epochs})
+        if "arch" in overrides:
+            raise UserError("--set arch would train another network than its row says; name it in --archs")
+        with named_as_typed(machine):
+            # no checkpoint by time: a run that is interrupted is done again
+            config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
+        entered = contestants(archs, recipe, epochs, overrides, peer or [])
         board, path = _open(entered, target, runs, search, config, out)
         record = board.record
+        stopped: int | None = None
         try:
             _fill(board, path, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
         except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
+            stopped = stop.signum
+        finally:
+            write_board(record, path)
+        if stopped is not None:
             typer.echo(
                 f"stopped; the board is kept in {path}, and the same command goes on with it", err=True
             )
-            raise typer.Exit(128 + stop.signum) from None
-        finally:
-            write_board(record, path)
+            raise typer.Exit(128 + stopped)
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
     page = to_markdown(record)
     for place in insert or []:
@@ -187,7 +186,7 @@ def _open(
         opened = open_data(first, config, Packing())
     aim = resolve_target(target, opened.dataset.name)
     chosen = choose_machine(config)
-    path = out or Path("bench-results") / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
+    path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
     record = make_record(
         "time-to",
         chosen.device_name,

@@ -33,7 +33,7 @@ ImageSize = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Say what a data set holds.")
 def info(
     data: Data = None,
     image_size: ImageSize = None,
@@ -80,7 +80,7 @@ def info(
         typer.echo(f"         {name}  {train:,}  {test:,}")
 
 
-@app.command()
+@app.command(short_help="Decode a data set into the cache.")
 def pack(
     data: Data = None,
     image_size: ImageSize = None,
@@ -114,7 +114,7 @@ def pack(
         typer.echo(f"wrote {folder}: train.beton, test.beton, classes.json; --data {folder} reads them")
 
 
-@app.command()
+@app.command(short_help="Check the hashes of packs.")
 def verify(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Left out: every pack in the cache.")
@@ -148,7 +148,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Re-encode a data set as a tar of JPEGs.")
 def jpeg(
     out: Annotated[Path, typer.Option("--to", help="The tar to write; it ends in .tar.")],
     data: Annotated[

@@ -8,16 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.options import Run
 from fastresnet.words import dataset_shown
 
 
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN[:best]", help="A run's path, id, or 'last'; ':best' for its best weights."
-        ),
-    ],
+    run: Run,
     data: Annotated[
         str | None, typer.Option(help="Another data set with the same classes [default: the run's own].")
     ] = None,

@@ -9,14 +9,11 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.options import Run
+
 
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN[:best]", help="A run's path, id, or 'last'; ':best' for its best weights."
-        ),
-    ],
+    run: Run,
     to: Annotated[str, typer.Option(help="safetensors, onnx or torch-export.")],
     out: Annotated[
         Path | None, typer.Option(help="The file to write [default: <arch>-<id> here, named by its format].")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.options import Run
 from fastresnet.errors import UserError
 from fastresnet.words import dataset_shown
 
@@ -15,14 +16,9 @@ DEFAULT_TOP_K = 3
 
 
 def predict(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN[:best]", help="A run's path, id, or 'last'; ':best' for its best weights."
-        ),
-    ],
+    run: Run,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="JPEG or PNG files of any size, or folders.")
+        list[Path], typer.Argument(metavar="IMAGE", help="JPEG or PNG files of any size, or folders.")
     ],
     top_k: Annotated[
         int | None, typer.Option(help=f"Classes to show an image [default: {DEFAULT_TOP_K}].")

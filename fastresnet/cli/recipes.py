@@ -56,8 +56,9 @@ def _row(recipe: Recipe) -> dict[str, Any]:
 
 def _show(listed: list[Recipe]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+
+    from fastresnet.cli.tables import TableConsole
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
@@ -76,14 +77,13 @@ def _show(listed: list[Recipe]) -> None:
             f"{row['printed_params'] or row['true_params']:,}",
             "[red]erratum[/red]" if row["erratum"] else "",
         )
-    console = Console()
-    console.print(table)
+    console = TableConsole()
+    console.print_table(table)
     console.print()
     for row in rows:
         if row["erratum"]:
-            console.print(f"[red]erratum[/red] {row['name']}: {row['erratum']}", highlight=False)
+            console.print(f"[red]erratum[/red] {row['name']}: {row['erratum']}")
     console.print(
         "\n`fastresnet recipes NAME` prints one, with its source and what the source leaves open; saved to a "
         "file and changed, it is trained by `fastresnet train --recipe FILE.toml`.",
-        highlight=False,
     )

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from fastresnet.errors import UserError
+from fastresnet.words import counted
 
 
 def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN[:best]...",
-            help="Runs' paths, ids, or 'last'; ':best' tests the best weights. Several are compared.",
+            metavar="RUN",
+            help="A run's path, id, or 'last'; with ':best' after it, its best weights are tested. Several are "
+            "compared.",
         ),
     ] = None,
     sweep: Annotated[
@@ -48,5 +50,8 @@ def report(
             )
     for notice in written.notices:
         typer.echo(f"note: {notice}")
-    typer.echo(f"{written.page} ({written.page.stat().st_size / 1e6:.1f} MB, self-contained)")
-    typer.echo(f"{len(written.figures)} figures as PNG beside it")
+    num_bytes = written.page.stat().st_size
+    size = f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} KB"
+    typer.echo(f"{written.page} ({size}, self-contained)")
+    if written.figures:
+        typer.echo(f"{counted(len(written.figures), 'figure')} as PNG beside it")

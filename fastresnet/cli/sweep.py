@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Compile
+from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
 from fastresnet.words import counted
@@ -33,7 +35,9 @@ PARENT_LOOK_S = 0.5  # how often a worker looks whether the command that started
 def sweep(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME|FILE.toml]", help="A sweep; without one, they are listed."),
+        typer.Argument(
+            metavar="NAME", help="A sweep's name, or a TOML file of your own; without one, they are listed."
+        ),
     ] = None,
     only_list: Annotated[
         bool,
@@ -129,9 +133,7 @@ def sweep(
         str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
-    compile_: Annotated[
-        str | None, typer.Option("--compile", help="auto (measured), on or off.", rich_help_panel=MACHINE)
-    ] = None,
+    compile_: Compile = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of each worker.", rich_help_panel=MACHINE)
     ] = None,
@@ -174,7 +176,8 @@ def sweep(
     }
     given |= {"save_every_s": save_every, "device": device, "loader": loader, "amp": amp}
     given |= {"compile": compile_, "threads": threads}
-    config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
+    with named_as_typed(given):
+        config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
     check_loader(config.loader)
     options = SweepOptions(
         name=study,

@@ -135,9 +135,10 @@ def show_cells(sweep: Sweep, listed: list[tuple[str, list[Cell]]]) -> None:
 def _print_table(headings: list[str], rows: list[list[str]], num_left: int) -> None:
     """Print the columns that have something in them: numbers to the right, the last one folded."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from fastresnet.cli.tables import TableConsole
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     used = [number for number in range(len(headings)) if any(row[number] for row in rows)]
@@ -147,7 +148,4 @@ def _print_table(headings: list[str], rows: list[list[str]], num_left: int) -> N
         table.add_column(headings[number], justify=side, no_wrap=not last, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[number]) for number in used))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # what reads this wraps as it likes
-    console.print(table)
+    TableConsole().print_table(table)

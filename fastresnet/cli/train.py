@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Compile
+from fastresnet.cli.typed import assigned, named_as_typed, option_of
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
 
@@ -65,7 +67,11 @@ def train(
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(help="Time the first crossing of this accuracy, as in 0.94.", rich_help_panel=RUN),
+        typer.Option(
+            help="Time the first crossing of this accuracy, as in 0.94: of the test set, or of the validation "
+            "split where --val holds one out.",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -106,10 +112,7 @@ def train(
         ),
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
-    compile_: Annotated[
-        str | None,
-        typer.Option("--compile", help="auto (measured), on, whole or off.", rich_help_panel=MACHINE),
-    ] = None,
+    compile_: Compile = None,
     kernels: Annotated[
         str | None,
         typer.Option(help="auto (measured), triton, inductor or eager.", rich_help_panel=MACHINE),
@@ -168,7 +171,7 @@ def train(
         _refuse_changes(science | machine)
         from fastresnet import training
 
-        with _interruptible(runs_dir, progress, resume):
+        with _interruptible(runs_dir, progress, resume), named_as_typed(["save_every_s"]):
             result = training.resume(
                 resume,
                 runs_dir=runs_dir,
@@ -193,35 +196,26 @@ def train(
         "limit_train": limit_train,
     }
     values |= {"target": target, "save_every_s": save_every, **machine}
-    config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
+    with named_as_typed(values):
+        config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
     check_loader(config.loader)
     overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
     overrides |= {"tta": None if tta is None else "flip" if tta else "none"}
-    overrides = {key: value for key, value in overrides.items() if value is not None} | _assigned(set_)
-    if recipe is None and "arch" not in overrides:
-        overrides = _default_arch(config.device, init_from, runs_dir) | overrides
-    chosen = load_recipe(recipe or "fast").with_overrides(overrides)
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    settings = assigned(set_, overrides)
+    with named_as_typed(tuple(overrides)):
+        overrides |= settings
+        if recipe is None and "arch" not in overrides:
+            overrides = _default_arch(config.device, init_from, runs_dir) | overrides
+        chosen = load_recipe(recipe or "fast").with_overrides(overrides)
     file = recipe if recipe is not None and recipe not in recipe_names() else None
     with _interruptible(runs_dir, progress):
-        named = (data, recipe, arch, target, init_from, _assigned(set_).get("arch"))
+        named = (data, recipe, arch, target, init_from, settings.get("arch"))
         config = config if any(value is not None for value in named) else _fall_back(config)
         result = training.train(
             chosen, config, runs_dir=runs_dir, recipe_file=file, init_from=init_from, listener=progress
         )
     show_result(result, runs_dir)
-
-
-def _assigned(assignments: list[str] | None) -> dict[str, Any]:
-    """Return the keys and values of ``--set``."""
-    values: dict[str, Any] = {}
-    for assignment in assignments or ():
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UserError(
-                f"--set {assignment!r} has no '='; write --set KEY=VALUE, as in --set optimizer.lr=0.1"
-            )
-        values[key.strip()] = value.strip()
-    return values
 
 
 def _default_arch(device: str, init_from: str | None, runs_dir: Path) -> dict[str, Any]:
@@ -253,11 +247,10 @@ def check_loader(name: str) -> None:
 def _refuse_changes(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
-            option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"{option} cannot be changed on --resume, which goes on with the same run (--data, --save-every "
-                "and --allow-different-machine may be given); leave it out, or start a new run from its weights "
-                "with --init-from RUN"
+                f"{option_of(name)} cannot be changed on --resume, which goes on with the same run (--data, "
+                "--save-every and --allow-different-machine may be given); leave it out, or start a new run from "
+                "its weights with --init-from RUN"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastresnet.errors import UserError
+from fastresnet.errors import UserError, did_you_mean
 from fastresnet.loaders.sources.source import DataUnavailable, Progress, Source
 
 __all__ = ["KINDS", "DataUnavailable", "Progress", "Source", "resolve"]
@@ -40,7 +40,8 @@ def resolve(data: str | None, image_size: int | None, progress: Progress) -> Sou
             has_beton = beton_path(path, "train").is_file()
             return BetonPair(path, image_size) if has_beton else Folder(path, image_size)
         if not path.exists():
-            raise UserError(f"no such data: {data}; give {KINDS}")
+            near = did_you_mean(data, ["shapes"])
+            raise UserError(f"no such data: {data}{near}; give {KINDS}")
     except OSError as error:
         raise UserError(f"cannot read {data}: {error.strerror}") from error
     if name.endswith(tuple(TAR_SUFFIXES)):

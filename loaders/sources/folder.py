@@ -72,7 +72,7 @@ def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where}: class folder {name!r} is not named in UTF-8; rename it") from None
+            raise UserError(f"{where}: class folder {name!r} is not named in {_encoding(name)}") from None
     label_of = {name: label for label, name in enumerate(class_names)}
     for rows in found.values():
         rows.sort()
@@ -82,6 +82,15 @@ def lay_out(where: str, entries: Iterable[Entry]) -> Layout:
         labels={split: [label_of[name] for _, name, _ in rows] for split, rows in found.items()},
         notices=_left_out(seen, root, elsewhere),
     )
+
+
+def _encoding(name: str) -> str:
+    """Return which encoding a class folder's name is not in, and what to do."""
+    try:
+        as_bytes(name).decode()
+    except UnicodeDecodeError:
+        return "UTF-8; rename it"
+    return "the locale's encoding; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
 
 
 def _hidden(path: str) -> bool:

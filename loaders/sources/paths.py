@@ -106,7 +106,7 @@ def _folder_tree(path: Path) -> FolderTree:
     if all((path / split).is_dir() for split in SPLITS):
         return FolderTree(path, only=SPLITS)
     found = [entry for entry in inner if entry.name.lower().startswith(("train", "test", "val"))]
-    return FolderTree(path, depth=3 if found else 2)  # enough to say what is wrong
+    return FolderTree(path, depth=3 if found else 2, is_data=False)  # enough to say what is wrong
 
 
 def _contents(

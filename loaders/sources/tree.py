@@ -91,11 +91,17 @@ def hash_file(path: Path, progress: Progress) -> str:
 class FolderTree:
     """A folder; links in it are followed, names that start with a dot are not looked at."""
 
-    def __init__(self, root: Path, only: tuple[str, ...] = (), depth: int = 4) -> None:
-        """Look only into the folders ``only`` of ``root`` if any are given, ``depth`` levels down."""
+    def __init__(
+        self, root: Path, only: tuple[str, ...] = (), depth: int = 4, *, is_data: bool = True
+    ) -> None:
+        """Look only into the folders ``only`` of ``root`` if any are given, ``depth`` levels down.
+
+        Unless it ``is_data``, what cannot be read is passed over: nothing is to be mended in a folder given by mistake.
+        """
         self.root = root
         self._only = only
         self._depth = depth
+        self._is_data = is_data
 
     @property
     def where(self) -> str:
@@ -112,16 +118,21 @@ class FolderTree:
             for item in found:
                 if item.name.startswith(".") or (not prefix and self._only and item.name not in self._only):
                     continue
-                if item.is_dir():
-                    if depth > 1:
-                        yield from self._walk(Path(item.path), f"{prefix}{item.name}/", depth - 1)
-                else:
-                    status = item.stat()
-                    if (
-                        not item.is_file()
-                    ):  # a pipe, whose reader would wait, or a device, which may have no end
-                        raise UserError(f"{item.path} is no plain file; take it out of the folder")
-                    yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
+                try:
+                    yield from self._entries_of(item, prefix, depth)
+                except (OSError, UserError):
+                    if self._is_data:
+                        raise
+
+    def _entries_of(self, item: os.DirEntry[str], prefix: str, depth: int) -> Iterator[Entry]:
+        if item.is_dir():
+            if depth > 1:
+                yield from self._walk(Path(item.path), f"{prefix}{item.name}/", depth - 1)
+            return
+        status = item.stat()
+        if not item.is_file():  # a pipe, whose reader would wait, or a device, which may have no end
+            raise UserError(f"{item.path} is no plain file; take it out of the folder")
+        yield Entry(f"{prefix}{item.name}", status.st_size, status.st_mtime_ns)
 
     def files(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, File]]:
         for entry in entries:

@@ -1,0 +1,50 @@
+"""What was typed: the values of ``--set``, and mistakes under the names of the options that they were typed as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fastresnet.errors import RefusedValue, UserError
+
+
+def option_of(key: str) -> str:
+    """Return the option that sets a key of a recipe or a run's config."""
+    return f"--{key.removesuffix('_s').replace('_', '-')}"
+
+
+def assigned(assignments: Iterable[str] | None, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys and values of ``--set``.
+
+    Args:
+        assignments: each as ``KEY=VALUE``.
+        given: the keys that were typed as options of their own.
+
+    Raises:
+        UserError: one has no ``=``, or a key is given twice, in whatever way.
+    """
+    values: dict[str, str] = {}
+    for assignment in assignments or ():
+        key, equals, value = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise UserError(
+                f"--set {assignment!r} has no '='; write --set KEY=VALUE, as in --set optimizer.lr=0.1"
+            )
+        if key in values:
+            raise UserError(f"--set {key} is given twice, as {values[key]!r} and {value!r}; give it once")
+        if key in given:
+            raise UserError(f"{option_of(key)} and --set {key} both set {key}; give one of them")
+        values[key] = value
+    return values
+
+
+@contextmanager
+def named_as_typed(given: Iterable[str]) -> Iterator[None]:
+    """Name the option in a :class:`RefusedValue` of one of the keys ``given``, which were typed as options."""
+    try:
+        yield
+    except RefusedValue as error:
+        if error.key not in given:
+            raise
+        raise UserError(option_of(error.key) + str(error).removeprefix(error.key)) from None

@@ -1,0 +1,126 @@
+"""Records of ``fastresnet bench``: shown by the command that made them alone, and written where they can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from family import refused
+from made_data import write_npz
+
+from fastresnet.bench.record import KINDS, check_insert, check_out, insert_marked
+from fastresnet.errors import UserError
+
+RECORDS = sorted((Path(__file__).resolve().parents[1] / "bench" / "records").glob("*.json"))
+MEASURES = [kind for kind in KINDS if kind != "sweep"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_command_shows_no_record_of_another(kind: str, tmp_path: Path) -> None:
+    """It was a traceback, or called an earlier form."""
+    made = tmp_path / "made.json"
+    for other in KINDS:
+        made.write_text(json.dumps({"kind": other}))
+        own = "is of an earlier form, which only its own version shows"
+        told = own if other == kind else f"is a record of `bench {other}`; show it with that"
+        assert refused("bench", kind, "--show", made) == f"{made} {told}"
+    for record in RECORDS:
+        content = json.loads(record.read_bytes())
+        its = content.get("kind")
+        if its == kind == "loaders":
+            continue
+        told = refused("bench", kind, "--show", record)
+        if its == kind:
+            assert "is of an earlier form" in told
+        elif its in KINDS:
+            assert told == f"{record} is a record of `bench {its}`; show it with that"
+        else:  # a run's result, or of what is no command
+            assert "is no record of" in told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no such file"),
+        (b"", "is no record: it is not JSON"),
+        (b"\xff\xfe", "is no record: it is not JSON"),
+        (b"[" * 100_000, "is no record: it is not JSON"),
+        (b"[1]", "is no record of a measurement"),
+        (b'{"kind": []}', "is no record of a measurement"),
+        (b'{"kind": "regression"}', "is no record of `bench "),
+    ],
+)
+def test_what_is_no_record_is_one_line(kind: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_bytes(content)
+    message = refused("bench", kind, "--show", path)
+    assert str(path) in message and told in message and "\n" not in message
+    assert "is a directory" in refused("bench", kind, "--show", tmp_path).lower()
+
+
+def fail(*args: Any, **options: Any) -> Any:
+    raise AssertionError("it was measured first")
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A data set, with no command able to measure anything on it."""
+    for name in ("loaders.measure", "throughput.measure", "kernels.bench_kernels"):
+        monkeypatch.setattr(f"fastresnet.bench.{name}", fail)
+    monkeypatch.setattr("fastresnet.cli.bench_time_to._open", fail)
+    return write_npz(tmp_path / "arrays.npz")
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+def test_where_nothing_can_be_written_nothing_is_measured(
+    kind: str, unmeasured: Path, tmp_path: Path
+) -> None:
+    """What `loaders` had measured was lost; `time-to` said that its board was kept."""
+    (file := tmp_path / "file").write_text("")
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    before = sorted(tmp_path.iterdir())
+    for out in (
+        tmp_path,
+        file / "r.json",
+        file / "sub" / "r.json",
+        Path("/proc/none/r.json"),
+        tmp_path / "r.md",
+    ):
+        told = refused("bench", kind, "--out", out)
+        assert told.startswith((f"cannot write {out}: ", f"--out is {out}, the name of what goes beside"))
+    out = tmp_path / "new" / "r.json"
+    assert "has no place for the table" in refused("bench", kind, "--out", out, "--insert", page)
+    missing = tmp_path / "missing.md"
+    told = refused("bench", kind, "--out", out, "--insert", missing)
+    assert told == f"cannot update {missing}: No such file or directory"
+    assert sorted(tmp_path.iterdir()) == before and page.read_text() == "no marks"
+
+
+def test_a_look_whether_a_record_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (there := tmp_path / "there.json").write_text("as it was")
+    check_out(there, ".md", ".png")
+    check_out(tmp_path / "a" / "b" / "c.json", ".md")
+    assert list(tmp_path.iterdir()) == [there] and there.read_text() == "as it was"
+    (tmp_path / "there.png").mkdir()
+    with pytest.raises(UserError, match=r"there.png: it is a folder"):
+        check_out(there, ".md", ".png")
+    check_out(there)
+    with pytest.raises(UserError, match="File name too long"):
+        check_out(tmp_path / ("x" * 300 + ".json"))
+
+
+def test_a_page_that_cannot_be_changed_is_told_before_and_kept(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_bytes(b"\xff<!-- x: begin --><!-- x: end -->")
+    with pytest.raises(UserError, match="it is not UTF-8 text"):
+        check_insert("x", page)
+    page.write_text("a <!-- x: begin -->old<!-- x: end --> b")
+    check_insert("x", page)
+    assert page.read_text() == "a <!-- x: begin -->old<!-- x: end --> b"
+    insert_marked("x", "new", page)
+    assert page.read_text() == "a <!-- x: begin -->\n\nnew\n<!-- x: end --> b"
