@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -129,12 +129,6 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def _say_no_more(*streams: TextIO) -> None:
-    """Throw away what is printed from now on, and what could not be written yet."""
-    for stream in streams:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _of_file(error: OSError) -> str:
