@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from fastresnet.errors import UserError
 
+ENDLESS_S = 120.0
 MORE = int(os.environ.get("FASTRESNET_FUZZ", "0"))  # examples a fuzzer, for `make fuzz`
 
 
@@ -25,13 +27,19 @@ def examples(number: int) -> Callable[[Any], Any]:
 
 
 def outcome(attempt: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Return what ``attempt`` gives, or the UserError that it raises, which must be one line; nothing else may come."""
+    """Return what ``attempt`` gives, or the UserError that it raises, which must be one line; nothing else may come.
+
+    What reads a file of some kilobytes for minutes of this process's own time is taken to hang on it.
+    """
+    began = time.process_time()
     try:
         return attempt(*arguments, **options)
     except UserError as error:
         assert str(error) and "\n" not in str(error), repr(str(error))
         assert len(str(error)) < 4000, "a line nobody reads"
         return error
+    finally:
+        assert time.process_time() - began < ENDLESS_S, "it takes as long as the file's author likes"
 
 
 @contextmanager
