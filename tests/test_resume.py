@@ -68,6 +68,17 @@ def test_resumed_in_the_middle_of_an_epoch_a_run_learns_the_same_bits(
     assert result.clocks.train_s > 0 and [row["clock"]["segment"] for row in result.epochs] == [0, 1, 1]
 
 
+def test_stopped_at_the_last_step_a_run_is_evaluated_when_it_is_resumed(
+    data: Path, runs: Path, tmp_path: Path
+) -> None:
+    whole = train_tiny(data, tmp_path / "whole", {"epochs": 1})
+    run = stop(data, runs, StopAt(len_epoch(whole)), {"epochs": 1})
+    state = load_last(run)[0]["state"]
+    assert (state["epoch"], state["epoch_step"], state["final"]) == (0, len_epoch(whole), None)
+    resume(run.name, runs_dir=runs)
+    assert_same_science(run, whole)
+
+
 def len_epoch(run: Path) -> int:
     """Return the steps of a run's first epoch."""
     return json.loads((run / "events.jsonl").read_text().splitlines()[0])["step"]

@@ -150,8 +150,8 @@ class TrainState:
         steps_per_epoch, num_steps = self.schedule.steps_per_epoch, self.schedule.num_steps
         if step != epoch * steps_per_epoch + epoch_step or epoch_step > steps_per_epoch or step > num_steps:
             return f"step {step} is not step {epoch_step} of epoch {epoch}, of {steps_per_epoch} steps each"
-        if step == num_steps and state["final"] is None:
-            return "the last step is done, and final is None"
+        if epoch * steps_per_epoch == num_steps and state["final"] is None:
+            return "the last epoch is done, and final is None"
         sums = state["sums"].tolist()
         if not all(map(math.isfinite, sums)) or (sums[2] > 0) != (epoch_step > 0):
             return f"sums are {sums} after {epoch_step} steps of the epoch"
