@@ -78,3 +78,12 @@ def test_closed_outputs_are_no_traceback(words: tuple[str, ...], code: int, clos
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == (code == 2) * (
         "2>" not in closed
     )
+
+
+def test_no_more_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, fastresnet: Command) -> None:
+    def full() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastresnet.cli.main._run", full)
+    code, _, said = fastresnet("archs")
+    assert code == 2 and said.count("\n") == 1 and "may have no more memory" in said

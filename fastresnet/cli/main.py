@@ -89,6 +89,8 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             discard(stream.fileno())  # the reader of our output has gone
         sys.exit(141)
+    except MemoryError:
+        _fail("this process may have no more memory; raise its limit, close other programs, or ask for less")
     except OSError as error:
         discard(sys.stdout.fileno())  # into a file on a full disk, perhaps
         _fail(_of_file(error))
