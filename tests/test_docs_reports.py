@@ -17,7 +17,7 @@ from fastresnet.arch import get_arch
 from fastresnet.bench.sweep_record import markdown
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.cli.main import app
-from fastresnet.cli.train import _assigned
+from fastresnet.cli.typed import assigned
 from fastresnet.errors import UserError
 from fastresnet.recipe import load_recipe, recipe_names
 from fastresnet.sweep_filter import CellFilter, select_steps
@@ -67,7 +67,9 @@ def check(command: str) -> None:
     name, given = parsed(command)
     if name == "train":
         overrides = {key: given[key] for key in ("arch", "epochs", "batch_size") if given[key] is not None}
-        recipe = load_recipe(given["recipe"] or "fast").with_overrides(overrides | _assigned(given["set_"]))
+        recipe = load_recipe(given["recipe"] or "fast").with_overrides(
+            overrides | assigned(given["set_"], overrides)
+        )
         recipe.arch_spec().validate_for(32)
     elif name == "recipes":
         load_recipe(given["name"])
