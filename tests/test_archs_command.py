@@ -95,13 +95,15 @@ def test_a_narrow_terminal_wraps_words_and_keeps_every_digit(command: tuple[str,
 @pytest.mark.parametrize("words", [("recipes",), ("sweep", "r1-joint", "--list")])
 def test_other_tables_are_whole_too(words: tuple[str, ...]) -> None:
     narrow, wide = (seen_on_a_terminal(*words, columns=columns) for columns in (40, 200))
-    assert "…" not in narrow and narrow.split() == wide.split()
+    assert "…" not in narrow
+    # A column of words may wrap, and the rule under the names of the columns is as long as they are wide.
+    assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())
 
 
 def seen_on_a_terminal(*words: str, columns: int) -> str:
     """Return what a command shows on a terminal of that width, without its colours."""
     ours, theirs = os.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "dumb", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "fastresnet", *words]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)

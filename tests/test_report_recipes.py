@@ -253,7 +253,8 @@ def test_recipes_lists_printed_figures_and_marks_errata() -> None:
     assert rows["r2-improved-resnet"].split()[1:] == ["improved-resnet", "400", "0.8697", "4,903,082"]
     assert rows["r0-resnet24-as-printed"].split()[-3:] == ["0.9480", "4,935,242", "erratum"]
     assert "94.59%" in text
-    assert max(map(len, text.splitlines())) <= 80
+    table = text.splitlines()[: 2 + len(recipe_names())]
+    assert max(map(len, table)) <= 80  # the remarks below it are whole, as what reads a pipe may wrap them
 
 
 def test_recipes_prints_one_with_its_comments_and_json() -> None:
