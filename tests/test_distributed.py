@@ -29,6 +29,7 @@ from tiny_runs import (
     write_tiny,
 )
 from torch.nn import functional
+from train_processes import await_line
 
 from fastresnet.engine.checkpoint import load_last
 from fastresnet.engine.fit import Interrupted
@@ -86,14 +87,6 @@ def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], lis
     """Return every rank's exit code, output and errors."""
     said = [rank.communicate(timeout=FAR) for rank in ranks]
     return [rank.returncode for rank in ranks], [out for out, _ in said], [errors for _, errors in said]
-
-
-def await_line(process: subprocess.Popen[str], start: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(start):
-            return line
-    pytest.fail(f"ended without saying {start!r}: {process.stderr and process.stderr.read()}")
 
 
 @pytest.fixture

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -91,7 +87,8 @@ def test_a_signal_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> Non
     assert (state["epoch_step"], state["epoch"] + 1) == (int(found[1]), int(found[2]))
 
     # The line works as it stands, in a shell that knows nothing of how the first was started.
-    with going_on(command, folder) as process:
+    # exec: the process is then the command itself.
+    with started(folder, command=("bash", "-c", f"exec {command.strip()}")) as process:
         line = await_line(process, "resuming")
         assert line == f"resuming in epoch {found[2]}, after {found[1]} of its 6 steps\n"
         with pytest.raises(RunInUse, match=rf"is in use by another process \(pid {process.pid}\)"):
@@ -105,25 +102,6 @@ def test_a_signal_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> Non
         r"stopped by SIGINT; (saved after step \d|the last checkpoint is kept)", stdout.splitlines()[-2]
     )
     assert stdout.splitlines()[-1] == command
-
-
-@contextmanager
-def going_on(command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a command line in ``folder`` by a shell that it replaces."""
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {command.strip()}"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def test_stopped_while_packing_nothing_is_left(tmp_path: Path, cache: Path) -> None:

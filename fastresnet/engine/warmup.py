@@ -103,14 +103,15 @@ class Search:
         """Return whether a measurement decides ``option``: another day's may differ, so not where bits must not."""
         return getattr(self.config, option) == "auto" and not self.config.deterministic
 
+    def _wanted(self, option: str) -> str:
+        """Return what is asked of ``compile`` or ``graphs``: off, where a measurement may not decide it."""
+        value = str(getattr(self.config, option))
+        return "off" if value == "auto" and not self._measures(option) else value
+
     @property
     def _launched(self) -> bool:
         """Steps will not be replayed."""
-        return (
-            self.config.graphs == "off"
-            or (self.config.graphs == "auto" and self.config.deterministic)
-            or graph_obstacle(self.step) is not None
-        )
+        return self._wanted("graphs") == "off" or graph_obstacle(self.step) is not None
 
     def _kernels(self, *, compiled: bool, worth: bool) -> str:
         choice = self.choose_kernels(compiled=compiled, launched=self._launched, worth_measuring=worth)
@@ -120,14 +121,12 @@ class Search:
 
     def _compiled(self) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
-        wanted, missing = self.config.compile, self.compiler_missing
+        wanted, missing = self._wanted("compile"), self.compiler_missing
         plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
         worth = True
-        self.reasons["compile"] = "as asked"
-        if wanted == "auto" and self.config.kernels == "inductor":
+        self.reasons["compile"] = "as asked" if wanted == self.config.compile else NOT_MEASURED
+        if self.config.compile == "auto" and self.config.kernels == "inductor":
             wanted, self.reasons["compile"] = "on", "as --kernels inductor asks"
-        elif wanted == "auto" and self.config.deterministic:
-            wanted, self.reasons["compile"] = "off", NOT_MEASURED
         if wanted == "auto" or (self.step.device_type == "cuda" and self._measures("kernels")):
             num_steps = WORTH_COMPILING_S[self.step.device_type] / self._measure_taken(plain)
             worth = self.num_steps >= num_steps
@@ -151,12 +150,11 @@ class Search:
 
     def _graphed(self, way: Way) -> Way:
         """Return the way with graphs decided."""
-        wanted, obstacle = self.config.graphs, graph_obstacle(self.step)
-        self.reasons["graphs"] = "as asked"
+        wanted, obstacle = self._wanted("graphs"), graph_obstacle(self.step)
+        self.reasons["graphs"] = "as asked" if self.config.graphs != "auto" else obstacle or NOT_MEASURED
         if wanted != "auto":
             return replace(way, graphs=wanted == "on")
-        if obstacle is not None or self.config.deterministic:
-            self.reasons["graphs"] = obstacle or NOT_MEASURED
+        if obstacle is not None:
             return way
         return self._faster(way, replace(way, graphs=True), "graphs")
 
