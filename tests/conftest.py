@@ -79,13 +79,16 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that lasts the session: where ``real_dataset`` is packed."""
-    return tmp_path_factory.mktemp("shared_cache")
+    """A cache folder that lasts the session, all of pytest's workers' own: where ``real_dataset`` is packed."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def real_dataset(real_images: Path, shared_cache: Path) -> Dataset:
-    """``real_images``, packed once a session."""
+    """``real_images``, packed once a session; a second worker waits for the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRESNET_CACHE", str(shared_cache))
         return open_dataset(str(real_images))
