@@ -16,17 +16,18 @@ from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
 from fastresnet.engine.warmup import random_batches, warm_loaders
+from fastresnet.kernels.conv import convs_obstacle
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
 from fastresnet.recipe import Recipe
-from fastresnet.resnet import ONEDNN_SAFE_WIDTH
+from fastresnet.resnet import ONEDNN_SAFE_WIDTH, build_model
 from fastresnet.run import RunConfig
 from fastresnet.training_warmup import warm_up_step
 
 STUDENT, OURS = "student", "fastresnet"
 # In this order; each changes one thing of the one before that can be had.
-ROWS = (STUDENT, "channels-last", "amp", "compile", "kernels", "step", "graphs", OURS)
+ROWS = (STUDENT, "channels-last", "amp", "compile", "kernels", "step", "convs", "graphs", OURS)
 CHANGE = {
     STUDENT: "the student's loop",
     "channels-last": "+ channels-last",
@@ -34,6 +35,7 @@ CHANGE = {
     "compile": "+ compile",
     "kernels": "+ fused norms",
     "step": "+ our step",
+    "convs": "+ Winograd convolutions",
     "graphs": "+ CUDA graphs",
     OURS: "+ our loader",
 }
@@ -68,6 +70,7 @@ def ladder(
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
         "kernels": triton_obstacle(device),
+        "convs": _why_not_winograd(recipe, config, data, device),
         "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
     steps: dict[str, dict[str, Any]] = {
@@ -77,7 +80,8 @@ def ladder(
         "kernels": {"kernels": TRITON_KERNELS[0]},
     }
     own: dict[str, dict[str, Any]] = {
-        "step": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "off"},
+        "step": {"loader": "torch", "workers": NUM_WORKERS, "convs": "direct", "graphs": "off"},
+        "convs": {"loader": "torch", "workers": NUM_WORKERS, "convs": "winograd", "graphs": "off"},
         "graphs": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "on"},
         OURS: {},
     }
@@ -131,6 +135,12 @@ def _why_not_compiled(config: RunConfig, device: torch.device) -> str | None:
     if config.compile == "off":
         return "--compile off; compiling takes minutes on a CPU" if device.type == "cpu" else "--compile off"
     return compiler_missing(device)
+
+
+def _why_not_winograd(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> str | None:
+    if config.convs == "direct":
+        return "--convs direct"
+    return convs_obstacle(build_model(recipe.arch_spec(), image_size=data.dataset.image_size), device.type)
 
 
 def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:

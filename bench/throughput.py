@@ -91,7 +91,10 @@ def measure(
             "rounds": plan.rounds,
             "steps": plan.steps,
             "rows": list(plan.rows),
-            **{name: getattr(config, name) for name in ("amp", "compile", "kernels", "graphs", "loader")},
+            **{
+                name: getattr(config, name)
+                for name in ("amp", "compile", "kernels", "convs", "graphs", "loader")
+            },
         },
         ceilings=None,
         cells=[],

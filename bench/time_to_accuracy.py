@@ -220,7 +220,8 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "crossing_s": None if crossing is None else clocks.move_s + crossing,
         "clocks": clocks.model_dump(),
         "machine": {
-            name: getattr(result.config, name) for name in ("loader", "amp", "compile", "kernels", "graphs")
+            name: getattr(result.config, name)
+            for name in ("loader", "amp", "compile", "kernels", "convs", "graphs")
         },
         "curve": [
             [clocks.move_s + row["clock"]["train_s"], row["test_accuracy"]]

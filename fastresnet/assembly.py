@@ -20,6 +20,7 @@ from fastresnet.engine.state import EmaModel, TrainState
 from fastresnet.engine.step import TrainStep, Way
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
+from fastresnet.kernels.conv import check_convs
 from fastresnet.kernels.dispatch import check_kernels
 from fastresnet.loaders.cache import cache_folder
 from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
@@ -58,13 +59,14 @@ class Machine:
 def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
     """Resolve what the config leaves to the machine, and set the process up for it.
 
-    How steps are done (``compile``, ``kernels``, ``graphs``) is measured later, in the warm-up.
+    How steps are done (``compile``, ``kernels``, ``convs``, ``graphs``) is measured later, in the warm-up.
 
     Raises:
         UserError: something was asked for that this machine cannot do, or it has too few GPUs for its ranks.
     """
     device = machine.resolve_device(config.device, ranks)
     check_kernels(config.kernels, device, config.compile)
+    check_convs(config.convs, device.type)
     # torch keeps what it has compiled, for every process: beside our own cache, and not where a reboot clears it.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     resolved = config.model_copy(
@@ -297,5 +299,6 @@ def way_of(config: RunConfig) -> Way:
     return Way(
         compile=config.compile if config.compile != "auto" else "off",
         kernels=config.kernels if config.kernels != "auto" else "eager",
+        convs=config.convs if config.convs != "auto" else "direct",
         graphs=config.graphs == "on",
     )

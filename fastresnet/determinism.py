@@ -153,12 +153,16 @@ class _Runs:
             {"arch": ARCH, "epochs": EPOCHS, "batch_size": BATCH, "drop_last": False, "optimizer.lr": 0.05}
         )
         # What a clock would choose is fixed; --deterministic chooses by rule.
-        self.config = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
+        self.config = config.model_copy(
+            update={"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
+        )
         self._folder = folder
         self._states: dict[str, dict[str, torch.Tensor]] = {}
 
     def _config(self, deterministic: bool = False, **changes: Any) -> RunConfig:
-        by_rule = {"compile": "auto", "kernels": "auto", "graphs": "auto"} if deterministic else {}
+        by_rule = (
+            {"compile": "auto", "kernels": "auto", "convs": "auto", "graphs": "auto"} if deterministic else {}
+        )
         return self.config.model_copy(update={**by_rule, "deterministic": deterministic, **changes})
 
     def _trained(self, name: str, **changes: Any) -> dict[str, torch.Tensor]:

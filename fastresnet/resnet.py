@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastresnet.arch import ArchSpec
 from fastresnet.kernels.block_time import BlockShape
+from fastresnet.kernels.conv import Conv3x3
 from fastresnet.kernels.fusion import Activation
 from fastresnet.kernels.norm_act import BatchNormAct2d
 
@@ -231,6 +232,8 @@ def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[Block
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    if (kernel, stride) == (3, 1):
+        return Conv3x3(inputs, outputs)
     kind = SubsampledConv2d if kernel == 1 and stride > 1 and inputs < ONEDNN_SAFE_WIDTH else nn.Conv2d
     return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 

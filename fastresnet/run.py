@@ -38,6 +38,7 @@ Compile = Literal["auto", "on", "whole", "off"]
 # Three more launch configurations of the kernels, which `auto` may find to be faster.
 Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "inductor", "eager"]
 Graphs = Literal["auto", "on", "off"]
+Convs = Literal["auto", "direct", "winograd"]
 
 
 def _device(name: str) -> str:
@@ -57,8 +58,8 @@ class RunConfig(BaseModel):
             recipe says.
         limit_train: use only this many training samples, drawn by (seed).
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
-        device, loader, amp, compile, kernels, graphs, threads: ``auto`` (0 threads) until resolved; a run that has
-            started holds what was chosen, and a resumed run reuses it.
+        device, loader, amp, compile, kernels, convs, graphs, threads: ``auto`` (0 threads) until resolved; a run that
+            has started holds what was chosen, and a resumed run reuses it.
         sync_bn: over several ranks, normalise by the statistics of the whole batch, as one process does;
             otherwise each rank by those of its share. A process by itself does the same either way.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
@@ -81,6 +82,7 @@ class RunConfig(BaseModel):
     amp: Amp = "auto"
     compile: Compile = "auto"
     kernels: Kernels = "auto"
+    convs: Convs = "auto"
     graphs: Graphs = "auto"
     threads: int = Field(default=0, ge=0, le=4096)
     deterministic: bool = False

@@ -13,6 +13,7 @@ from fastresnet.engine.session import joined
 from fastresnet.folder import CONFIG, RunFolder, find_run, new_run_name
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
+from fastresnet.kernels.winograd import winograd_obstacle
 from fastresnet.recipe import Recipe, load_recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, file_record
 from fastresnet.training_run import MachineDiffers, Run
@@ -140,6 +141,7 @@ def lost_way(config: RunConfig, ranks: Ranks) -> str | None:
     graphs = None if device.type == "cuda" and ranks.is_alone else "CUDA graphs are for one process on a GPU"
     for option, is_kept, obstacle in (
         ("kernels", config.kernels in TRITON_KERNELS, triton_obstacle(device)),
+        ("convs", config.convs == "winograd", winograd_obstacle()),
         ("compile", config.compile in ("on", "whole"), compiler_missing(device)),
         ("graphs", config.graphs == "on", graphs),
     ):

@@ -22,7 +22,8 @@ SCIENCE = [
     ["--arch", ARCH], ["--recipe", "fast"], ["--epochs", "3"], ["--batch-size", "16"], ["--tta"], ["--no-tta"],
     ["--set", "optimizer.lr=1"], ["--seed", "0"], ["--image-size", "8"], ["--val", "0"], ["--limit-train", "9"],
     ["--target", "0.9"], ["--init-from", "last"], ["--device", "cpu"], ["--loader", "numba"], ["--workers", "1"],
-    ["--amp", "off"], ["--compile", "off"], ["--kernels", "eager"], ["--graphs", "off"], ["--threads", "1"],
+    ["--amp", "off"], ["--compile", "off"], ["--kernels", "eager"], ["--convs", "direct"], ["--graphs", "off"],
+    ["--threads", "1"],
     ["--deterministic"],
     ["--eval-every", "1"],
 ]  # fmt: skip

@@ -35,30 +35,31 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
     assert (
         lines[3].startswith("device   ") and "loader numba, amp " in lines[3] and "compile off (" in lines[3]
     )
-    assert lines[4] == f"run      runs/{run.name}"
-    assert lines[5].startswith("estimate ") and lines[5].endswith(" with evaluations, by a few warm-up steps")
-    assert [line.split("  ")[0] for line in lines[6:8]] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[4] == "step     convs direct: no 3x3 convolution of stride 1 has channels in multiples of 16"
+    assert lines[5] == f"run      runs/{run.name}"
+    assert lines[6].startswith("estimate ") and lines[6].endswith(" with evaluations, by a few warm-up steps")
+    assert [line.split("  ")[0] for line in lines[7:9]] == ["epoch 1/2", "epoch 2/2"]
     accuracy, loss = result["test_accuracy"], result["test_loss"]
-    assert lines[8] == f"test accuracy on tiny: {accuracy:.4f} (loss {loss:.4f}), last epoch, no TTA"
-    assert lines[9] == f"test accuracy on tiny with flip TTA: {result['test_accuracy_tta']:.4f}"
+    assert lines[9] == f"test accuracy on tiny: {accuracy:.4f} (loss {loss:.4f}), last epoch, no TTA"
+    assert lines[10] == f"test accuracy on tiny with flip TTA: {result['test_accuracy_tta']:.4f}"
     best = result["best"]
-    assert lines[10] == (
+    assert lines[11] == (
         f"best test accuracy on tiny: {best['accuracy']:.4f}, at epoch {best['epoch']}, chosen on the test set "
         "itself, so it flatters"
     )
-    assert lines[11].startswith("times    train ") and "not counted: data " in lines[11]
-    assert lines[12].startswith("target   0.3 on tiny: first reached after ")
-    assert lines[13] == f"run      runs/{run.name}"
-    assert lines[14] == f"next     .venv/bin/fastresnet eval {run.name[-6:]}"
-    assert len(lines) == 15
+    assert lines[12].startswith("times    train ") and "not counted: data " in lines[12]
+    assert lines[13].startswith("target   0.3 on tiny: first reached after ")
+    assert lines[14] == f"run      runs/{run.name}"
+    assert lines[15] == f"next     .venv/bin/fastresnet eval {run.name[-6:]}"
+    assert len(lines) == 16
 
     # The line to type next gives the same figures.
-    code, out, err = fastresnet(*shlex.split(lines[14].removeprefix("next     "))[1:], "--tta")
+    code, out, err = fastresnet(*shlex.split(lines[15].removeprefix("next     "))[1:], "--tta")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"run {run.name}, last weights, {TINY_TEST} test images of tiny",
-        lines[8].replace(", last epoch", ""),
-        lines[9],
+        lines[9].replace(", last epoch", ""),
+        lines[10],
     ]
     code, out, _ = fastresnet("eval", f"{run.name}:best", "--json", "--split", "train")
     assert json.loads(out)["num_samples"] == 100 and json.loads(out)["weights"] == "best"
@@ -143,7 +144,7 @@ def told(epoch_s: float, epochs: int, arch: str, **changes: Any) -> RunInfo:
         "device_name": "cpu",
         "num_params": spec.num_params(),
         "multiply_adds": spec.num_multiply_adds(),
-        "reasons": dict.fromkeys(("compile", "kernels", "graphs"), ""),
+        "reasons": dict.fromkeys(("compile", "kernels", "convs", "graphs"), ""),
         "steps_per_epoch": 100,
         "steps_left": 100 * epochs,
         "epoch_s": epoch_s,

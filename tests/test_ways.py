@@ -307,7 +307,7 @@ def test_the_fastest_way_is_taken(name: str, data: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: None)
     found = warm_up_step(made.step, made.recipe, chosen, made.data)
     assert found.way == wanted == made.step.way, found.reasons
-    assert set(found.reasons) == {"compile", "kernels", "graphs"}
+    assert set(found.reasons) == {"compile", "kernels", "convs", "graphs"}
     assert found.options["graphs"] == ("on" if wanted.graphs else "off")
     made.loaders.close()
 

@@ -21,7 +21,7 @@ def throughput(
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Of student, channels-last, amp, compile, kernels, step, graphs, fastresnet [default: every one]."
+            help="Of student, channels-last, amp, compile, kernels, step, convs, graphs, fastresnet [default: all]."
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="A folder, tar, .npz or 'shapes'.")] = "shapes",

@@ -196,7 +196,10 @@ def _open(
             "digest": opened.dataset.digest,
             "target": aim,
             "eval_every": config.eval_every,
-            **{name: getattr(config, name) for name in ("loader", "amp", "compile", "kernels", "graphs")},
+            **{
+                name: getattr(config, name)
+                for name in ("loader", "amp", "compile", "kernels", "convs", "graphs")
+            },
         },
         rows=[],
         runs=[],

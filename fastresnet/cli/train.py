@@ -117,6 +117,12 @@ def train(
         str | None,
         typer.Option(help="auto (measured), triton, inductor or eager.", rich_help_panel=MACHINE),
     ] = None,
+    convs: Annotated[
+        str | None,
+        typer.Option(
+            help="3x3 convolutions: auto (measured), direct or winograd (a CPU).", rich_help_panel=MACHINE
+        ),
+    ] = None,
     graphs: Annotated[
         str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.", rich_help_panel=MACHINE)
     ] = None,
@@ -156,6 +162,7 @@ def train(
         "amp": amp,
         "compile": compile_,
         "kernels": kernels,
+        "convs": convs,
         "graphs": graphs,
         "threads": threads,
         "sync_bn": sync_bn,

@@ -117,13 +117,12 @@ class TrainProgress(Listener):
         self._print(
             f"device   {info.device_name} ({config.device}, {ranks}{counted(config.threads, 'thread')}), "
             f"loader {config.loader}, amp {config.amp}, compile {config.compile} ({info.reasons['compile']}), "
-            f"kernels {config.kernels}, graphs {config.graphs}"
+            f"kernels {config.kernels}, convs {config.convs}, graphs {config.graphs}"
         )
-        if config.device != "cpu":  # where there was something to choose
-            why = info.reasons
-            self._print(
-                f"step     kernels {config.kernels}: {why['kernels']}; graphs {config.graphs}: {why['graphs']}"
-            )
+        # where there was something to choose
+        chosen = ("convs",) if config.device == "cpu" else ("kernels", "graphs")
+        told = (f"{option} {getattr(config, option)}: {info.reasons[option]}" for option in chosen)
+        self._print(f"step     {'; '.join(told)}")
         self._print(f"run      {info.path}")
         if info.resumed_at:
             epoch, step = info.resumed_at

@@ -21,7 +21,7 @@ class RunInfo:
         device_name: the GPU's or the processor's.
         world_size: how many ranks train together.
         num_params, multiply_adds: of the network, for one image.
-        reasons: why ``compile``, ``kernels`` and ``graphs`` are what they are, by option.
+        reasons: why ``compile``, ``kernels``, ``convs`` and ``graphs`` are what they are, by option.
         steps_per_epoch, steps_left: of the run.
         epoch_s: estimated seconds of an epoch's training, measured over warm-up steps.
         resumed_at: (epoch, step in it) where a resumed run goes on, both from 0; None for a new run.

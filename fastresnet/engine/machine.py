@@ -20,7 +20,7 @@ from fastresnet.words import counted
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 # A config's choices as they are before they are made, for a run that goes on elsewhere: the warm-up's, and all.
-UNFOUND: dict[str, Any] = dict.fromkeys(("compile", "kernels", "graphs"), "auto")
+UNFOUND: dict[str, Any] = dict.fromkeys(("compile", "kernels", "convs", "graphs"), "auto")
 UNRESOLVED: dict[str, Any] = {**UNFOUND, **dict.fromkeys(("device", "loader", "amp"), "auto"), "threads": 0}
 
 

@@ -25,6 +25,7 @@ from fastresnet.engine.machine import autocast
 from fastresnet.engine.state import TrainState
 from fastresnet.engine.timetable import Timetable
 from fastresnet.errors import UserError
+from fastresnet.kernels.conv import set_convs
 from fastresnet.loaders.protocol import Batch
 from fastresnet.losses import LossFunction, Targets
 from fastresnet.mix import Mix, SentDraw
@@ -39,11 +40,13 @@ class Way:
     Attributes:
         compile: ``off``; ``on``, the forward and backward passes; ``whole``, the update of weights and average too.
         kernels: what the norms take, one of ``norm_act.KERNELS``.
+        convs: what the 3x3 convolutions take, one of ``conv.CONVS``.
         graphs: each step is one replay of a CUDA graph.
     """
 
     compile: str = "off"
     kernels: str = "eager"
+    convs: str = "direct"
     graphs: bool = False
 
 
@@ -124,6 +127,7 @@ class TrainStep:
         self.way = way
         for model in (self.state.model, self.state.eval_model):
             set_kernels(model, way.kernels)
+            set_convs(model, way.convs)
         self._on_device = way.graphs or way.compile == "whole"
         if self._on_device and self._timetable is None:
             self._timetable = Timetable(self.state)

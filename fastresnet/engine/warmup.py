@@ -27,6 +27,8 @@ SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
+WORTH_CONVOLVING_S = 20.0  # some seconds go into generating the code and measuring it
+PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
 NOT_MEASURED = "deterministic, so not measured"
 
 
@@ -37,7 +39,7 @@ class WarmUp:
     Attributes:
         step_s: median seconds of a step as the run will do it.
         way: how that is.
-        reasons: why, in a few words, by option: ``compile``, ``kernels``, ``graphs``.
+        reasons: why, in a few words, by option: ``compile``, ``kernels``, ``convs``, ``graphs``.
     """
 
     step_s: float
@@ -48,7 +50,12 @@ class WarmUp:
     def options(self) -> dict[str, str]:
         """The way as a config has it, by option."""
         graphs = "on" if self.way.graphs else "off"
-        return {"compile": self.way.compile, "kernels": self.way.kernels, "graphs": graphs}
+        return {
+            "compile": self.way.compile,
+            "kernels": self.way.kernels,
+            "convs": self.way.convs,
+            "graphs": graphs,
+        }
 
 
 class ChooseKernels(Protocol):
@@ -65,9 +72,10 @@ class Search:
     Attributes:
         step: the run's step.
         batches: random ones: first the batch that is repeated, then any other shape the run will meet.
-        config: its ``compile``, ``kernels``, ``graphs`` and ``deterministic`` are read.
+        config: its ``compile``, ``kernels``, ``convs``, ``graphs`` and ``deterministic`` are read.
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
+        convs_obstacle: why no convolution can be Winograd's; None when some can.
         choose_kernels: what ``kernels`` comes to.
     """
 
@@ -76,6 +84,7 @@ class Search:
     config: RunConfig
     num_steps: int
     compiler_missing: str | None
+    convs_obstacle: str | None
     choose_kernels: ChooseKernels
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -85,7 +94,7 @@ class Search:
         Raises:
             UserError: a way was asked for that is not possible.
         """
-        way = self._graphed(self._compiled())
+        way = self._graphed(self._compiled(self._convolved()))
         plain = replace(way, kernels="eager" if way.compile == "off" else "inductor")
         if (
             self._measures("kernels")
@@ -104,9 +113,9 @@ class Search:
         return getattr(self.config, option) == "auto" and not self.config.deterministic
 
     def _wanted(self, option: str) -> str:
-        """Return what is asked of ``compile`` or ``graphs``: off, where a measurement may not decide it."""
+        """Return what is asked of ``compile``, ``convs`` or ``graphs``: the plain one, where none may be measured."""
         value = str(getattr(self.config, option))
-        return "off" if value == "auto" and not self._measures(option) else value
+        return PLAIN[option] if value == "auto" and not self._measures(option) else value
 
     @property
     def _launched(self) -> bool:
@@ -119,10 +128,25 @@ class Search:
         self.reasons["kernels"] = chosen[1]
         return chosen[0]
 
-    def _compiled(self) -> Way:
+    def _convolved(self) -> Way:
+        """Return the plain way with its convolutions decided."""
+        plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
+        wanted, obstacle = self._wanted("convs"), self.convs_obstacle
+        self.reasons["convs"] = "as asked" if self.config.convs != "auto" else obstacle or NOT_MEASURED
+        if wanted == "winograd" and obstacle is not None:
+            raise UserError(f"--convs winograd is not possible here: {obstacle}; use auto or direct")
+        if wanted != "auto":
+            return replace(plain, convs=wanted)
+        if obstacle is not None:
+            return plain
+        if self.num_steps * self._measure_taken(plain) < WORTH_CONVOLVING_S:
+            self.reasons["convs"] = "the run is too short for measuring to pay"
+            return plain
+        return self._faster(plain, replace(plain, convs="winograd"), "convs")
+
+    def _compiled(self, plain: Way) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
         wanted, missing = self._wanted("compile"), self.compiler_missing
-        plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
         worth = True
         self.reasons["compile"] = "as asked" if wanted == self.config.compile else NOT_MEASURED
         if self.config.compile == "auto" and self.config.kernels == "inductor":
@@ -133,13 +157,13 @@ class Search:
         if wanted in ("on", "whole"):
             if missing is not None:
                 raise UserError(f"--compile {wanted} is not possible here: {missing}; use auto or off")
-            return Way(compile=wanted, kernels=self._kernels(compiled=True, worth=worth))
+            return replace(plain, compile=wanted, kernels=self._kernels(compiled=True, worth=worth))
         if wanted == "auto" and missing is not None:
             self.reasons["compile"] = missing
         elif wanted == "auto" and not worth:
             self.reasons["compile"] = "the run is too short for compiling to pay"
         elif wanted == "auto":
-            compiled = Way(compile="on", kernels=self._kernels(compiled=True, worth=worth))
+            compiled = replace(plain, compile="on", kernels=self._kernels(compiled=True, worth=worth))
             found = self._faster(plain, compiled, "compile")
             # On a GPU a fused optimizer is one kernel already.
             if found == compiled and self.step.device_type == "cpu" and whole_obstacle(self.step) is None:
@@ -167,7 +191,7 @@ class Search:
             if not self.step.ranks.is_alone:  # the others are in the midst of a step
                 raise UserError(
                     f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {_cause(error)}; train "
-                    f"with --{option} {'eager' if option == 'kernels' else 'off'}"
+                    f"with --{option} {PLAIN[option]}"
                 ) from error
             self.reasons[option] = f"{_named(other, option)} failed: {_cause(error)}"
             return first
@@ -194,6 +218,7 @@ class Search:
         special = {
             "--compile": (way.compile, "off", way.compile != "off"),
             "--kernels": (way.kernels, "eager", way.kernels in TRITON_KERNELS),
+            "--convs": (way.convs, "direct", way.convs != "direct"),
             "--graphs": ("on", "off", way.graphs),
         }
         taken = " ".join(f"{option} {value}" for option, (value, _, used) in special.items() if used)
@@ -217,7 +242,7 @@ class Search:
         ema = self.step.state.ema
         for other in others:
             self._timed(other)
-        if ema is not None and ema.part.every > 1 and way != Way(kernels=way.kernels):
+        if ema is not None and ema.part.every > 1 and way != Way(kernels=way.kernels, convs=way.convs):
             # Steps that move the average and steps that do not are compiled and captured apart.
             for shape in self.batches:
                 for averaging in (False, True):
@@ -266,6 +291,8 @@ def _named(way: Way, option: str) -> str:
     """Say in words what sets ``way`` apart in ``option``."""
     if option == "kernels":
         return f"with {way.kernels} norms"
+    if option == "convs":
+        return f"with {way.convs} convolutions"
     if option == "graphs":
         return "as a CUDA graph" if way.graphs else "launched"
     return {"off": "eager", "on": "compiled", "whole": "compiled whole"}[way.compile]

@@ -1,0 +1,66 @@
+"""The blocks' 3x3 convolutions, which on a CPU can be done by minimal filtering."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastresnet.errors import UserError, did_you_mean
+from fastresnet.kernels.winograd import COLUMNS, takes, winograd_obstacle
+
+CONVS = ("direct", "winograd")
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 1, padded by 1, without bias; its state dict is ``nn.Conv2d``'s.
+
+    Attributes:
+        convs: ``winograd`` takes :func:`fastresnet.kernels.winograd.winograd_conv` where it can be had, which is for
+            float32 and bf16 images on a CPU and channels in multiples of 16; ``direct`` is PyTorch's own.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+        self.convs = "direct"
+
+    @property
+    def fits(self) -> bool:
+        """Its channels come in multiples of what Winograd's needs."""
+        return self.in_channels % COLUMNS == self.out_channels % COLUMNS == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.convs == "direct" or not takes(x, self.weight) or torch.compiler.is_exporting():
+            return super().forward(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        return torch.ops.fastresnet.winograd_conv(x, self.weight)
+
+
+def set_convs(model: nn.Module, convs: str) -> None:
+    """Change how every :class:`Conv3x3` of ``model`` is done, one of CONVS."""
+    for module in model.modules():
+        if isinstance(module, Conv3x3):
+            module.convs = convs
+
+
+def convs_obstacle(model: nn.Module, device_type: str) -> str | None:
+    """Return why no convolution of ``model`` can be Winograd's, or None where some can."""
+    if device_type != "cpu":
+        return "Winograd's are for CPUs"
+    if not any(isinstance(module, Conv3x3) and module.fits for module in model.modules()):
+        return f"no 3x3 convolution of stride 1 has channels in multiples of {COLUMNS}"
+    return winograd_obstacle()
+
+
+def check_convs(wanted: str, device_type: str) -> None:
+    """Refuse convolutions that cannot be had, before anything slow.
+
+    Raises:
+        UserError: an unknown name, or Winograd's where the device has none.
+    """
+    if wanted not in ("auto", *CONVS):
+        near = did_you_mean(wanted, ("auto", *CONVS))
+        raise UserError(f"--convs is {wanted!r}; it must be auto, direct or winograd{near}")
+    obstacle = "Winograd's are for CPUs" if device_type != "cpu" else winograd_obstacle()
+    if wanted == "winograd" and obstacle is not None:
+        raise UserError(f"--convs winograd cannot be had: {obstacle}; use --convs auto")

@@ -1,0 +1,192 @@
+"""Writing machine code for a CPU with LLVM, a vector instruction at a time, and compiling it in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+FLOAT, INT16, INT32, INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+# Products and sums may be fused, and -0 be 0; NaN and infinity stay what they are.
+_FLAGS = ("contract", "nsz")
+
+
+class Function:
+    """A function that is being written, and words for what is often written."""
+
+    def __init__(self, module: ir.Module, name: str, num_arguments: int, lanes: int) -> None:
+        self.module, self.lanes = module, lanes
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64] * num_arguments), name)
+        self.at = ir.IRBuilder(self.function.append_basic_block())
+        self.vector = ir.VectorType(FLOAT, lanes)
+
+    def number(self, value: int) -> Any:
+        return ir.Constant(INT64, value)
+
+    def add(self, *terms: Any) -> Any:
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.at.add(total, term)
+        return total
+
+    def times(self, *factors: Any) -> Any:
+        product = factors[0]
+        for factor in factors[1:]:
+            product = self.at.mul(product, self.number(factor) if isinstance(factor, int) else factor)
+        return product
+
+    def place(self, base: Any, *offsets: Any, size: int = 4) -> Any:
+        """Return the address of an element, ``offsets`` counted in elements of ``size`` bytes."""
+        return self.add(base, *(self.times(offset, size) for offset in offsets))
+
+    def pointer(self, address: Any, kind: Any) -> Any:
+        return self.at.inttoptr(address, kind.as_pointer())
+
+    def local(self, kind: Any) -> Any:
+        with self.at.goto_entry_block():
+            return self.at.alloca(kind)
+
+    @contextmanager
+    def counting(self, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
+        """Write the body of a loop."""
+        counter = self.local(INT64)
+        self.at.store(start, counter)
+        head, body, after = (self.at.append_basic_block() for _ in range(3))
+        self.at.branch(head)
+        self.at.position_at_end(head)
+        value = self.at.load(counter)
+        self.at.cbranch(self.at.icmp_signed("<", value, stop), body, after)
+        self.at.position_at_end(body)
+        yield value
+        self.at.store(self.at.add(value, self.number(step)), counter)
+        self.at.branch(head)
+        self.at.position_at_end(after)
+
+    def load(self, address: Any) -> Any:
+        return self.at.load(self.pointer(address, self.vector), align=4)
+
+    def store(self, value: Any, address: Any) -> None:
+        self.at.store(value, self.pointer(address, self.vector), align=4)
+
+    def load_pixel(self, address: Any, size: int) -> Any:
+        """Return a vector of a pixel's channels, which are float32, or bfloat16 where ``size`` is 2."""
+        if size == 4:
+            return self.load(address)
+        bits = self.at.load(self.pointer(address, ir.VectorType(INT16, self.lanes)), align=2)
+        wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
+        return self.at.bitcast(self.at.shl(wide, self._alike(16)), self.vector)
+
+    def store_pixel(self, value: Any, address: Any, size: int) -> None:
+        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one."""
+        if size == 4:
+            self.store(value, address)
+            return
+        bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
+        high = self.at.lshr(bits, self._alike(16))
+        up = self.at.add(self._alike(0x7FFF), self.at.and_(high, self._alike(1)))
+        rounded = self.at.lshr(self.at.add(bits, up), self._alike(16))
+        is_nan = self.at.fcmp_unordered("uno", value, value)
+        chosen = self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
+        kind = ir.VectorType(INT16, self.lanes)
+        self.at.store(self.at.trunc(chosen, kind), self.pointer(address, kind), align=2)
+
+    def _alike(self, value: int) -> Any:
+        return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)
+
+    def spread(self, scalar: Any) -> Any:
+        """Return a vector of one number."""
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        first = self.at.insert_element(nothing, scalar, ir.Constant(INT32, 0))
+        return self.at.shuffle_vector(first, nothing, self._alike(0))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        name = f"llvm.fma.v{self.lanes}f32"
+        found = self.module.globals.get(name)
+        return self.at.call(
+            found or ir.Function(self.module, ir.FunctionType(self.vector, [self.vector] * 3), name),
+            [a, b, c],
+        )
+
+    def combined(self, matrix: Matrix, values: list[Any]) -> list[Any]:
+        """Return ``matrix @ values``.
+
+        Points come in pairs, 1 and -1, 2 and -2: where two columns, or two rows, differ in every second sign alone,
+        their sums and differences are shared.
+        """
+        for j in range(1, matrix.shape[1] - 1, 2):
+            if _alternates(matrix[:, j], matrix[:, j + 1]):
+                pair = (
+                    self.at.fadd(*values[j : j + 2], flags=_FLAGS),
+                    self.at.fsub(*values[j : j + 2], flags=_FLAGS),
+                )
+                even = np.arange(len(matrix)) % 2 == 0
+                values = [*values[:j], *pair, *values[j + 2 :]]
+                matrix = matrix.copy()
+                matrix[:, j], matrix[:, j + 1] = matrix[:, j] * even, matrix[:, j] * ~even
+        results = [self.sum(row, values) for row in matrix]
+        for i in range(1, len(matrix) - 1, 2):
+            if _alternates(matrix[i], matrix[i + 1]):
+                even = np.arange(matrix.shape[1]) % 2 == 0
+                shared = self.sum(matrix[i] * even, values), self.sum(matrix[i] * ~even, values)
+                results[i] = self.at.fadd(*shared, flags=_FLAGS)
+                results[i + 1] = self.at.fsub(*shared, flags=_FLAGS)
+        return results
+
+    def sum(self, factors: Matrix, values: list[Any]) -> Any:
+        """Return the sum of ``factors * values``; nothing is written for a 0."""
+        total = None
+        for factor, value in zip(factors, values, strict=True):
+            scale = ir.Constant(self.vector, [float(factor)] * self.lanes)
+            if factor == 0:
+                continue
+            if total is None:
+                total = value if factor == 1 else self.at.fmul(value, scale, flags=_FLAGS)
+            elif factor == 1:
+                total = self.at.fadd(total, value, flags=_FLAGS)
+            elif factor == -1:
+                total = self.at.fsub(total, value, flags=_FLAGS)
+            else:
+                total = self.at.fadd(total, self.at.fmul(value, scale, flags=_FLAGS), flags=_FLAGS)
+        return total
+
+    def transformed(self, matrix: Matrix, tile: list[Any]) -> list[Any]:
+        """Return ``matrix @ tile @ matrix.T``, both tiles row by row."""
+        size = matrix.shape[1]
+        columns = [self.combined(matrix, tile[column::size]) for column in range(size)]
+        return [value for row in zip(*columns, strict=True) for value in self.combined(matrix, list(row))]
+
+
+def _alternates(first: Matrix, second: Matrix) -> bool:
+    """Return whether ``second`` is ``first`` with every second sign turned."""
+    return bool(np.any(first != second) and np.all(second == first * (1 - 2 * (np.arange(len(first)) % 2))))
+
+
+_engines: list[Any] = []  # own the code for as long as the process lives
+
+
+def compiled(write: Callable[[ir.Module], None]) -> int:
+    """Return the address of the function ``run`` that ``write`` writes."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = ir.Module()
+    module.triple = binding.get_process_triple()
+    write(module)
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3
+    )
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    # The vectors are written as such.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address("run"))

@@ -1,0 +1,285 @@
+"""Machine code for :mod:`fastresnet.kernels.winograd`, generated with LLVM for the processor that it runs on.
+
+Loops over vectors of channels, and matrix products whose sums stay in registers, are what compilers do not find by
+themselves; so they are written out here, an instruction at a time. A function takes the address of a call's words
+(int64s, :data:`WORDS`) and is run by a team of threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numpy.typing import NDArray
+
+from fastresnet.kernels.vector_code import FLOAT, INT64, Function, compiled
+from fastresnet.kernels.winograd_math import FILTERS, INPUTS, OUTPUTS, POINTS, TAPS, TILE, Matrix
+
+# X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
+# PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
+# read in place of what lies outside an image; NOWHERE: where to write such. TEAM threads, told apart by THREAD, which
+# share out blocks by NEXT.
+WORDS = (
+    *("X", "Y", "HEIGHT", "WIDTH", "C", "O", "FILTERS", "PLANES", "PLANE_BYTES"),
+    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "TEAM", "THREAD", "NEXT"),
+)
+COLUMNS = 16  # of a panel of filters: channels come in multiples of it
+BLOCK_TILES = 24  # whose transforms a core's own cache holds
+GRADIENT_TILES = 32
+_UNROLLED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How much a processor's registers hold.
+
+    Attributes:
+        lanes: float32s in a vector.
+        rows: of a tile of a product whose sums are held; they divide BLOCK_TILES.
+        gradient_rows: the same for the filters' gradient; they divide COLUMNS.
+    """
+
+    lanes: int
+    rows: int
+    gradient_rows: int
+
+
+NARROW = Target(lanes=8, rows=6, gradient_rows=4)  # 16 registers of 256 bits
+WIDE = Target(lanes=16, rows=12, gradient_rows=8)  # 32 registers of 512 bits
+
+
+@cache
+def host_target() -> Target:
+    """Return what suits this machine's processor."""
+    return WIDE if binding.get_host_cpu_features().get("avx512f") else NARROW
+
+
+class _Call(Function):
+    """A function that a team of threads runs, with its call's words."""
+
+    def __init__(self, module: ir.Module, name: str, target: Target, pixel_bytes: int) -> None:
+        super().__init__(module, name, 1, target.lanes)
+        self.target, self.pixel_bytes = target, pixel_bytes
+        words = self.pointer(self.function.args[0], INT64)
+        self.words = {
+            name: self.at.load(self.at.gep(words, [self.number(place)])) for place, name in enumerate(WORDS)
+        }
+        self.thread = self.taken("THREAD")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.words[name]
+
+    def taken(self, name: str) -> Any:
+        """Return a number that no other thread gets."""
+        return self.at.atomic_rmw("add", self.pointer(self[name], INT64), self.number(1), "monotonic")
+
+    @contextmanager
+    def taking_blocks(self) -> Iterator[Any]:
+        """Write what is done with each block; then the function ends."""
+        head, work, end = (self.at.append_basic_block() for _ in range(3))
+        self.at.branch(head)
+        self.at.position_at_end(head)
+        block = self.taken("NEXT")
+        self.at.cbranch(self.at.icmp_signed("<", block, self["NUM_BLOCKS"]), work, end)
+        self.at.position_at_end(work)
+        yield block
+        self.at.branch(head)
+        self.at.position_at_end(end)
+        self.at.ret_void()
+
+    def pixels(self, image: str, channels: str, tile: Any, size: int, margin: int, otherwise: str) -> Any:
+        """Return the addresses of a tile's pixels: int64 [size * size], ``otherwise`` for what is outside.
+
+        ``margin``: pixels that it begins before its TILE x TILE outputs.
+        """
+        addresses = self.local(ir.ArrayType(INT64, size * size))
+        tiles = self.times(self["DOWN"], self["ACROSS"])
+        number, rest = self.at.sdiv(tile, tiles), self.at.srem(tile, tiles)
+        top = self.add(self.times(self.at.sdiv(rest, self["ACROSS"]), TILE), self.number(-margin))
+        left = self.add(self.times(self.at.srem(rest, self["ACROSS"]), TILE), self.number(-margin))
+        exists = self.at.icmp_signed("<", tile, self["NUM_TILES"])
+        for i in range(size):
+            y = self.add(top, self.number(i))
+            # Negative numbers are great ones without a sign.
+            inside_row = self.at.and_(exists, self.at.icmp_unsigned("<", y, self["HEIGHT"]))
+            row = self.times(self.add(self.times(number, self["HEIGHT"]), y), self["WIDTH"])
+            for j in range(size):
+                x = self.add(left, self.number(j))
+                inside = self.at.and_(inside_row, self.at.icmp_unsigned("<", x, self["WIDTH"]))
+                pixel = self.times(self.add(row, x), self[channels])
+                address = self.place(self[image], pixel, size=self.pixel_bytes)
+                address = self.at.select(inside, address, self[otherwise])
+                self.at.store(address, self.at.gep(addresses, [self.number(0), self.number(i * size + j)]))
+        return addresses
+
+    def pixel(self, addresses: Any, index: int, channel: Any) -> Any:
+        address = self.at.load(self.at.gep(addresses, [self.number(0), self.number(index)]))
+        return self.place(address, channel, size=self.pixel_bytes)
+
+    def transform(
+        self, image: str, channels: str, matrix: Matrix, tile: Any, margin: int, out: Any, plane: Any
+    ) -> None:
+        """Write a tile's transform: point k at ``out`` + k * ``plane`` elements."""
+        size = matrix.shape[1]
+        addresses = self.pixels(image, channels, tile, size, margin, "NOTHING")
+        with self.counting(self.number(0), self[channels], self.lanes) as channel:
+            loaded = [
+                self.load_pixel(self.pixel(addresses, index, channel), self.pixel_bytes)
+                for index in range(size**2)
+            ]
+            for point, value in enumerate(self.transformed(matrix, loaded)):
+                self.store(value, self.place(out, channel, self.times(plane, point)))
+
+
+def _product(module: ir.Module, target: Target, *, transposed: bool) -> Any:
+    """Write a matrix product of which a tile is held in registers; return the function.
+
+    ``C[m, n] = sum over k of A[m, k] B[k, n]``, with A's rows m far apart; ``transposed``: ``C += A[k, m] B[k, n]``.
+    Arguments: addresses of A, B, C, elements from row to row of each, and the number of k, a multiple of _UNROLLED.
+    """
+    name = "product_transposed" if transposed else "product"
+    write = Function(module, name, 7, target.lanes)
+    write.function.attributes.add("noinline")
+    a, b, c, a_row, b_row, c_row, num = write.function.args
+    rows = target.gradient_rows if transposed else target.rows
+    starts = range(0, COLUMNS, target.lanes)
+    sums = {(m, n): write.local(write.vector) for m in range(rows) for n in starts}
+    for (m, n), total in sums.items():
+        start = (
+            write.load(write.place(c, write.times(c_row, m), write.number(n)))
+            if transposed
+            else ir.Constant(write.vector, [0.0] * target.lanes)
+        )
+        write.at.store(start, total)
+    with write.counting(write.number(0), num, _UNROLLED) as first:
+        for step in range(_UNROLLED):
+            k = write.add(first, write.number(step))
+            columns = {n: write.load(write.place(b, write.times(k, b_row), write.number(n))) for n in starts}
+            for m in range(rows):
+                offsets = (
+                    (write.times(k, a_row), write.number(m)) if transposed else (write.times(a_row, m), k)
+                )
+                factor = write.spread(write.at.load(write.pointer(write.place(a, *offsets), FLOAT)))
+                for n, column in columns.items():
+                    total = sums[m, n]
+                    write.at.store(write.fma(factor, column, write.at.load(total)), total)
+    for (m, n), total in sums.items():
+        write.store(write.at.load(total), write.place(c, write.times(c_row, m), write.number(n)))
+    write.at.ret_void()
+    return write.function
+
+
+def _planes(write: _Call, num_tiles: int) -> tuple[Any, Any, Any, Any]:
+    """Return where this thread keeps what X and what Y are transformed to, and the elements from point to point."""
+    planes = write.add(write["PLANES"], write.times(write.thread, write["PLANE_BYTES"]))
+    of_x, of_y = (write.times(write[channels], num_tiles) for channels in ("C", "O"))
+    return planes, write.place(planes, write.times(of_x, POINTS**2)), of_x, of_y
+
+
+def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
+    """Write Y, the convolution of X, with FILTERS [36, O / COLUMNS, C, COLUMNS], which are transformed."""
+    product = _product(module, target, transposed=False)
+    write = _Call(module, "run", target, pixel_bytes)
+    zero, tiles = write.number(0), write.number(BLOCK_TILES)
+    inputs, outputs, of_x, of_y = _planes(write, BLOCK_TILES)
+    with write.taking_blocks() as block:
+        first = write.times(block, BLOCK_TILES)
+        with write.counting(zero, tiles) as tile:
+            out = write.place(inputs, write.times(tile, write["C"]))
+            write.transform("X", "C", INPUTS, write.add(first, tile), 1, out, of_x)
+        with write.counting(zero, write.number(POINTS**2)) as point:
+            filters = write.place(write["FILTERS"], write.times(point, write["C"], write["O"]))
+            with write.counting(zero, write["O"], COLUMNS) as column:
+                panel = write.place(filters, write.times(column, write["C"]))
+                with write.counting(zero, tiles, target.rows) as row:
+                    a = write.place(inputs, write.times(point, of_x), write.times(row, write["C"]))
+                    c = write.place(outputs, write.times(point, of_y), write.times(row, write["O"]), column)
+                    sizes = write["C"], write.number(COLUMNS), write["O"], write["C"]
+                    write.at.call(product, [a, panel, c, *sizes])
+        with write.counting(zero, tiles) as tile:
+            addresses = write.pixels("Y", "O", write.add(first, tile), TILE, 0, "NOWHERE")
+            with write.counting(zero, write["O"], target.lanes) as channel:
+                source = write.place(outputs, write.times(tile, write["O"]), channel)
+                products = [
+                    write.load(write.place(source, write.times(of_y, point))) for point in range(POINTS**2)
+                ]
+                for index, value in enumerate(write.transformed(OUTPUTS, products)):
+                    write.store_pixel(value, write.pixel(addresses, index, channel), pixel_bytes)
+
+
+def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None:
+    """Add the transformed filters' gradient to FILTERS [TEAM, 36, C, O], from X and the gradient Y of its output."""
+    product = _product(module, target, transposed=True)
+    write = _Call(module, "run", target, pixel_bytes)
+    zero, tiles = write.number(0), write.number(GRADIENT_TILES)
+    inputs, outputs, of_x, of_y = _planes(write, GRADIENT_TILES)
+    matrix = write.times(write["C"], write["O"])
+    own = write.place(write["FILTERS"], write.times(write.thread, matrix, POINTS**2))
+    # Blocks are a thread's by its number, so that sums are the same whoever is quicker.
+    start = write.at.sdiv(write.times(write["NUM_BLOCKS"], write.thread), write["TEAM"])
+    end = write.times(write["NUM_BLOCKS"], write.add(write.thread, write.number(1)))
+    with write.counting(start, write.at.sdiv(end, write["TEAM"])) as block:
+        first = write.times(block, GRADIENT_TILES)
+        with write.counting(zero, tiles) as tile:
+            number = write.add(first, tile)
+            out = write.place(inputs, write.times(tile, write["C"]))
+            write.transform("X", "C", INPUTS, number, 1, out, of_x)
+            out = write.place(outputs, write.times(tile, write["O"]))
+            write.transform("Y", "O", OUTPUTS.T, number, 0, out, of_y)
+        every_point, every_column = write.number(POINTS**2), write["O"]
+        with (
+            write.counting(zero, every_point) as point,
+            write.counting(zero, every_column, COLUMNS) as column,
+        ):
+            b = write.place(outputs, write.times(point, of_y), column)
+            with write.counting(zero, write["C"], target.gradient_rows) as row:
+                a = write.place(inputs, write.times(point, of_x), row)
+                c = write.place(own, write.times(point, matrix), write.times(row, write["O"]), column)
+                write.at.call(product, [a, b, c, write["C"], write["O"], write["O"], tiles])
+    write.at.ret_void()
+
+
+def _write_filters(module: ir.Module, target: Target) -> None:
+    """Transform X, filters [3, 3, C, O], to FILTERS as a pass takes them; a block is an input channel."""
+    write = _Call(module, "run", target, 4)
+    matrix = write.times(write["C"], write["O"])
+    with write.taking_blocks() as channel:
+        outputs = write["O"]
+        with write.counting(write.number(0), outputs, target.lanes) as output:
+            own = write.place(write["X"], write.times(channel, write["O"]), output)
+            taps = [write.load(write.place(own, write.times(matrix, tap))) for tap in range(TAPS**2)]
+            panel = write.times(write.at.sdiv(output, write.number(COLUMNS)), COLUMNS)
+            place = write.times(panel, write["C"]), write.times(channel, COLUMNS), write.at.sub(output, panel)
+            for point, value in enumerate(write.transformed(FILTERS, taps)):
+                write.store(value, write.place(write["FILTERS"], write.times(matrix, point), *place))
+
+
+@cache
+def pass_code(pixel_bytes: int, target: Target) -> int:
+    """Return the address of the code of a convolution of float32 images, or bfloat16 ones of 2 bytes."""
+    return compiled(lambda module: _write_pass(module, target, pixel_bytes))
+
+
+@cache
+def gradient_code(pixel_bytes: int, target: Target) -> int:
+    """Return the address of the code of the filters' gradient."""
+    return compiled(lambda module: _write_gradient(module, target, pixel_bytes))
+
+
+@cache
+def filters_code(target: Target) -> int:
+    """Return the address of the code that transforms filters."""
+    return compiled(lambda module: _write_filters(module, target))
+
+
+def filled_words(values: dict[str, int]) -> NDArray[np.int64]:
+    """Return a call's words, those not named 0."""
+    words = np.zeros(len(WORDS), np.int64)
+    for name, value in values.items():
+        words[WORDS.index(name)] = value
+    return words

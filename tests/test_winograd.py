@@ -1,0 +1,256 @@
+"""Winograd's convolutions against PyTorch's: values, gradients, rounding, threads, odd sizes, and in training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_steps import Made
+from tiny_runs import BATCH, StopAt, assert_same_science, stop, train_tiny
+from torch.nn import functional
+
+from fastresnet.arch import get_arch
+from fastresnet.engine import warmup
+from fastresnet.engine.step import Way
+from fastresnet.errors import UserError
+from fastresnet.kernels import winograd_code
+from fastresnet.kernels.conv import Conv3x3, check_convs, convs_obstacle, set_convs
+from fastresnet.kernels.winograd import (
+    takes,
+    winograd_conv,
+    winograd_conv_input,
+    winograd_conv_weight,
+    winograd_obstacle,
+)
+from fastresnet.kernels.winograd_code import NARROW, WIDE
+from fastresnet.kernels.winograd_math import FILTERS, INPUTS, OUTPUTS, TAPS, TILE
+from fastresnet.resnet import build_model
+from fastresnet.training import resume
+from fastresnet.training_warmup import warm_up_step
+
+pytestmark = pytest.mark.skipif(winograd_obstacle() is not None, reason=str(winograd_obstacle()))
+# Of the greatest element, which a float32's rounding errors grow with; about three times what was seen.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-8}
+
+
+def made(
+    batch: int, inputs: int, outputs: int, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x, weight and dy, drawn."""
+    drawn = torch.Generator().manual_seed(inputs + 7 * height + 11 * width)
+    x = torch.randn(batch, inputs, height, width, generator=drawn).to(dtype)
+    weight = torch.randn(outputs, inputs, TAPS, TAPS, generator=drawn) / (inputs * 9) ** 0.5
+    dy = torch.randn(batch, outputs, height, width, generator=drawn).to(dtype)
+    return tuple(t.to(memory_format=torch.channels_last) for t in (x, weight, dy))  # type: ignore[return-value]
+
+
+def exact(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    """Return y, dx and dweight in float64."""
+    x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    y = functional.conv2d(x, weight, padding=1)
+    return [y.detach(), *torch.autograd.grad(y, (x, weight), dy.double())]
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+    return bool((found.double() - wanted).abs().max() <= tolerance * wanted.abs().max())
+
+
+@given(st.lists(st.floats(-8, 8), min_size=9, max_size=9))
+def test_a_tile_in_one_dimension_is_a_convolution(values: list[float]) -> None:
+    x, w = np.array(values[:6]), np.array(values[6:])
+    wanted = [x[i : i + TAPS] @ w for i in range(TILE)]
+    np.testing.assert_allclose(OUTPUTS @ ((FILTERS @ w) * (INPUTS @ x)), wanted, atol=1e-9)
+
+
+SHAPES = {
+    "whole tiles": (3, 16, 32, 32, 32),
+    "tiles cut off below and right": (8, 32, 16, 14, 17),
+    "one tile an image": (100, 16, 48, 4, 4),
+    "images smaller than a tile": (97, 16, 16, 3, 2),
+    "wide": (2, 96, 160, 28, 28),
+}
+
+
+@pytest.mark.parametrize("target", [NARROW, WIDE], ids=["256 bits", "512 bits"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_it_is_the_convolution_and_its_gradients(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    target: winograd_code.Target,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code for wide registers is split where a processor has narrow ones."""
+    monkeypatch.setattr(winograd_code, "host_target", lambda: target)
+    x, weight, dy = made(*shape, dtype=dtype)
+    assert takes(x, weight)
+    x.requires_grad_()
+    weight.requires_grad_()
+    y = winograd_conv(x, weight)
+    dx, dweight = torch.autograd.grad(y, (x, weight), dy)
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == dx.dtype == dtype
+    assert dweight.dtype == torch.float32
+    wanted_y, wanted_dx, wanted_dweight = exact(x, weight, dy)
+    assert close(y, wanted_y, TOLERANCE[dtype])
+    assert close(dx, wanted_dx, TOLERANCE[dtype])
+    assert close(dweight, wanted_dweight, TOLERANCE[torch.float32])
+
+
+@settings(max_examples=20)
+@given(
+    *(st.integers(1, 40), st.sampled_from([16, 32, 48]), st.sampled_from([16, 64])),
+    *(st.integers(1, 19), st.integers(1, 19)),
+)
+def test_it_is_the_convolution_at_any_size(
+    batch: int, inputs: int, outputs: int, height: int, width: int
+) -> None:
+    x, weight, dy = made(batch, inputs, outputs, height, width)
+    found = winograd_conv(x, weight), winograd_conv_input(dy, weight), winograd_conv_weight(dy, x)
+    for one, wanted in zip(found, exact(x, weight, dy), strict=True):
+        assert close(one, wanted, TOLERANCE[torch.float32])
+
+
+def test_the_ops_are_registered_as_torch_wants_them() -> None:
+    x, weight, dy = made(6, 16, 16, 16, 16)
+    torch.library.opcheck(winograd_conv, (x.requires_grad_(), weight.requires_grad_()))
+    torch.library.opcheck(winograd_conv_input, (dy, weight.detach()))
+    torch.library.opcheck(winograd_conv_weight, (dy, x.detach()))
+
+
+def test_memory_formats_and_views_are_taken() -> None:
+    x, weight, _ = made(6, 16, 32, 16, 16)
+    wanted = winograd_conv(x, weight)
+    assert torch.equal(winograd_conv(x.contiguous(), weight.contiguous()), wanted)
+    assert torch.equal(
+        winograd_conv(torch.cat([x, x])[::2][3:], weight), torch.cat([wanted, wanted])[::2][3:]
+    )
+
+
+def test_bits_depend_on_the_number_of_threads_alone() -> None:
+    x, weight, dy = made(32, 32, 32, 16, 16)
+    before = torch.get_num_threads()
+    found: dict[int, list[tuple[torch.Tensor, ...]]] = {}
+    try:
+        for threads in (1, 2, 1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            results = (
+                winograd_conv(x, weight),
+                winograd_conv_input(dy, weight),
+                winograd_conv_weight(dy, x),
+            )
+            found.setdefault(threads, []).append(results)
+    finally:
+        torch.set_num_threads(before)
+    for runs in found.values():
+        assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
+    # Each output is summed by one thread; only the filters' gradient is shared out.
+    assert all(torch.equal(found[1][0][i], found[3][0][i]) for i in (0, 1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows(bad: float) -> None:
+    x, weight, _ = made(6, 16, 16, 16, 16)
+    x[2, 3, 5, 7] = bad
+    y = winograd_conv(x, weight)
+    assert not torch.isfinite(y[2, :, 4:7, 6:9]).any() and torch.isfinite(y[[0, 1, 3, 4, 5]]).all()
+
+
+NOT_TAKEN = {
+    "channels": made(6, 24, 16, 16, 16)[:2],
+    "few tiles": made(2, 16, 16, 24, 24)[:2],
+    "float64": tuple(t.double() for t in made(6, 16, 16, 16, 16)[:2]),
+    "1x1": (made(6, 16, 16, 16, 16)[0], torch.zeros(16, 16, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_what_it_does_not_take_is_done_directly(name: str) -> None:
+    x, weight = NOT_TAKEN[name]
+    assert not takes(x, weight)
+    if weight.shape[2] == TAPS:
+        conv = Conv3x3(weight.shape[1], weight.shape[0]).to(weight.dtype)
+        wanted = conv(x)
+        conv.convs = "winograd"
+        assert torch.equal(conv(x), wanted)
+
+
+def test_a_module_is_that_of_torch_but_for_how_it_is_done() -> None:
+    x, _, _ = made(6, 16, 16, 16, 16)
+    plain = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    conv = Conv3x3(16, 16)
+    conv.load_state_dict(plain.state_dict())
+    assert torch.equal(conv(x), plain(x))
+    conv.convs = "winograd"
+    assert torch.equal(conv(x), winograd_conv(x, conv.weight)) and not torch.equal(conv(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, winograd_conv(x.bfloat16(), conv.weight))
+    conv.weight.requires_grad_(False)
+    conv(x.requires_grad_()).sum().backward()
+    assert conv.weight.grad is None and x.grad is not None
+
+
+def test_a_network_learns_the_same_with_it() -> None:
+    """One step of resnet8, at the order of its images: gradients as with direct convolutions."""
+    torch.manual_seed(0)
+    model = build_model(get_arch("resnet8")).to(memory_format=torch.channels_last)
+    images, labels = made(8, 3, 16, 32, 32)[0], torch.arange(8)
+    gradients = {}
+    for convs in ("direct", "winograd"):
+        set_convs(model, convs)
+        model.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        gradients[convs] = {
+            name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None
+        }
+    for name, wanted in gradients["direct"].items():
+        assert close(gradients["winograd"][name], wanted, 1e-3), name
+
+
+def test_a_run_with_it_resumes_to_the_same_bits(data: Path, runs: Path, tmp_path: Path) -> None:
+    overrides = {"arch": "n2-b1-c16", "batch_size": 2 * BATCH}
+    whole = train_tiny(data, tmp_path / "whole", overrides, convs="winograd")
+    run = stop(data, runs, StopAt(5), overrides, convs="winograd")
+    assert resume(run.name, runs_dir=runs).config.convs == "winograd"
+    assert_same_science(run, whole)
+
+
+@pytest.mark.parametrize(("seconds", "convs"), [(0.5, "winograd"), (1.0, "direct")])
+def test_the_faster_convolutions_are_taken(
+    seconds: float, convs: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+        return seconds if search.step.way.convs == "winograd" else 1.0
+
+    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    overrides = {"arch": "n2-b1-c16", "epochs": 100}
+    made_step = Made(data, overrides, Way())
+    config = made_step.chosen.config.model_copy(update={"compile": "off", "convs": "auto"})
+    chosen = replace(made_step.chosen, config=config)
+    found = warm_up_step(made_step.step, made_step.recipe, chosen, made_step.data)
+    assert found.way == Way(convs=convs) and found.options["convs"] == convs
+    assert "ms with winograd convolutions" in found.reasons["convs"]
+    few = made_step.recipe.with_overrides({"epochs": 1})
+    found = warm_up_step(made_step.step, few, chosen, made_step.data)
+    assert found.way == Way() and found.reasons["convs"] == "the run is too short for measuring to pay"
+    by_rule = replace(chosen, config=config.model_copy(update={"deterministic": True}))
+    found = warm_up_step(made_step.step, made_step.recipe, by_rule, made_step.data)
+    assert found.way == Way() and found.reasons["convs"] == "deterministic, so not measured"
+    made_step.loaders.close()
+
+
+def test_where_it_cannot_be_had_is_said() -> None:
+    assert "multiples of 16" in str(convs_obstacle(build_model(get_arch("n2-b1-c12")), "cpu"))
+    assert convs_obstacle(build_model(get_arch("resnet8")), "cpu") is None
+    assert convs_obstacle(build_model(get_arch("resnet8")), "cuda") == "Winograd's are for CPUs"
+    with pytest.raises(UserError, match="--convs winograd cannot be had: Winograd's are for CPUs"):
+        check_convs("winograd", "cuda")
+    with pytest.raises(UserError, match=r"--convs is 'winogard'.*did you mean 'winograd'"):
+        check_convs("winogard", "cpu")
