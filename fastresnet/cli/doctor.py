@@ -93,6 +93,7 @@ def examine() -> list[Finding]:
         _compiler(),
         _triton(),
         _kernels(),
+        _convs(),
         _ffcv(),
         _dali(),
         _libraries("sweep", SWEEP, "for `fastresnet sweep`"),
@@ -246,6 +247,21 @@ def _kernels() -> Finding:
     return Finding(
         part="kernels", found=f"auto is {describe_choices(resolve_device('auto'), cache_folder())}"
     )
+
+
+def _convs() -> Finding:
+    from fastresnet.engine.machine import resolve_device
+    from fastresnet.kernels.winograd import winograd_obstacle
+
+    if resolve_device("auto").type != "cpu":
+        return Finding(part="convs", found="auto is direct: Winograd's are for CPUs")
+    obstacle = winograd_obstacle()
+    found = (
+        "auto is measured by each run: PyTorch's against Winograd's"
+        if obstacle is None
+        else f"direct: {obstacle}"
+    )
+    return Finding(part="convs", found=found)
 
 
 def _ffcv() -> Finding:
