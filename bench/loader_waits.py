@@ -45,7 +45,9 @@ def measure_wait(
     """
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     assert plan.arch is not None
-    recipe = load_recipe("fast").with_overrides({"arch": plan.arch, "batch_size": plan.batch_size})
+    recipe = load_recipe("fast").with_overrides(
+        {"arch": plan.arch, "batch_size": plan.batch_size, "resize": []}
+    )
     chosen = choose_machine(RunConfig.parse(device=device_wanted))
     step = build_step(recipe, chosen, data, len(data.splits["train"].members) // plan.batch_size)
     fixed = _fixed_batch(data, plan, chosen.device)

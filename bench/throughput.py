@@ -77,7 +77,7 @@ def measure(
     device = resolve_device(config.device)
     dtype = AMP_DTYPES[resolve_amp(config.amp, device)]
     recipes = {
-        (arch, size): load_recipe("fast").with_overrides({"arch": arch, "batch_size": size})
+        (arch, size): load_recipe("fast").with_overrides({"arch": arch, "batch_size": size, "resize": []})
         for arch in plan.archs
         for size in plan.batch_sizes
     }

@@ -300,9 +300,10 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
     found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
-    # an evaluation is a third of a training step's work an image
-    evaluating = 1 + len(test.members) / (3 * num_train * config.eval_every)
-    return found.step_s * steps * recipe.epochs * evaluating
+    sizes = recipe.image_sizes(data.dataset.image_size)
+    # an evaluation is a third of a training step's work an image, at full size
+    evaluating = len(test.members) / (3 * num_train * config.eval_every)
+    return steps * sum(found.step_s[size] + evaluating * found.step_s[sizes[-1]] for size in sizes)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def open_data(recipe: Recipe, config: RunConfig, listener: Listener) -> Data:
     """Open a run's data set, packing it the first time, and split it.
 
     Raises:
-        UserError: the data is missing or damaged, or too small for what is asked.
+        UserError: the data is missing or damaged, or too small for what is asked; sizes that the arch does not take.
     """
     dataset = None
     if config.loader == "dali":  # which decodes image files itself
@@ -137,6 +137,7 @@ def open_data(recipe: Recipe, config: RunConfig, listener: Listener) -> Data:
             f"batch size {recipe.batch_size} exceeds the {num_train} training images, and the recipe drops "
             f"incomplete batches; give a smaller --batch-size"
         )
+    recipe.image_sizes(dataset.image_size)  # refuses what cannot be before anything slow
     return Data(dataset=dataset, splits=splits)
 
 
@@ -234,7 +235,7 @@ def build_step(
     The step is done as the config says, and with ``auto`` as plain as can be: the warm-up finds what is faster.
 
     Raises:
-        UserError: weights of another network.
+        UserError: weights of another network; sizes of images that the arch does not take.
     """
     config, device, dataset, ranks = chosen.config, chosen.device, data.dataset, chosen.ranks
     spec = recipe.arch_spec()
@@ -284,6 +285,7 @@ def build_step(
         augment=build_augment(recipe, dataset.mean, dataset.std, dataset.image_size).to(device),
         mix=mix,
         loss=build_loss(recipe.loss),
+        image_sizes=recipe.image_sizes(dataset.image_size),
         clip_grad_norm=recipe.clip_grad_norm,
         amp_dtype=chosen.amp_dtype,
         seed=config.seed,

@@ -7,6 +7,7 @@ rounded after each operation; these do not round.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 
 def resample(images: torch.Tensor, inverse: torch.Tensor, bilinear: bool) -> torch.Tensor:
@@ -39,6 +40,18 @@ def _pixels(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Ten
     pixels = images.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
     picked = pixels[(first + place).view(-1)] * inside.view(-1, 1)
     return picked.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Return images [B, 3, size, size] of the same dtype and memory format; as they are where they have that size.
+
+    Bilinear with antialiasing, as torchvision's ``resize`` and Pillow's: every pixel counts, at any size.
+    Computed in float32, which is all that a CPU has it in.
+    """
+    if images.shape[-1] == size:
+        return images
+    small = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return small.to(images.dtype)
 
 
 def grayscale(images: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from fastresnet.recipe_parts import (
     Reported,
     Val,
 )
+from fastresnet.recipe_resize import Resizes, sizes_by_epoch
 from fastresnet.recipe_schedule import Schedule
 from fastresnet.toml_model import (
     models_at,
@@ -51,6 +52,7 @@ class Recipe(Part):
         batch_size: samples a step, over all ranks.
         drop_last: leave out each epoch's last incomplete batch.
         optimizer, schedule, augment, mix, loss, ema, init: see their classes; None is without.
+        resize: smaller training images for the first epochs; empty is none.
         clip_grad_norm: greatest 2-norm of the gradient; None does not clip.
         normalise: None takes the data set's own mean and standard deviation.
         tta: what the accuracy that is reported apart averages over: ``flip`` is the image and its mirror.
@@ -70,6 +72,7 @@ class Recipe(Part):
     optimizer: Optimizer
     schedule: Schedule
     augment: Augment = Augment()
+    resize: Resizes = ()
     mix: Mix | None = None
     loss: Loss = Loss()
     ema: Ema | None = None
@@ -101,6 +104,14 @@ class Recipe(Part):
         if self.dropout is not None:
             changes["dropout"] = arch.Dropout(**self.dropout.model_dump())
         return spec.replace(**changes) if changes else spec
+
+    def image_sizes(self, image_size: int) -> tuple[int, ...]:
+        """Return the side of the training images in each epoch, in pixels, where the data set's is ``image_size``.
+
+        Raises:
+            UserError: an unknown arch, or a ``resize`` that the data set or the arch does not allow.
+        """
+        return sizes_by_epoch(self.resize, self.epochs, self.arch_spec(), image_size)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
         """Return a copy with dotted keys set, as in ``{"optimizer.lr": "0.1", "ema": None}``.

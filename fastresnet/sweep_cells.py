@@ -129,8 +129,11 @@ class CellMaker:
         try:
             count = spec.num_params(self.num_classes, self.image_size)
             multiply_adds = spec.num_multiply_adds(self.num_classes, self.image_size)
+            recipe.image_sizes(self.image_size)
         except UserError as error:
-            blamed = next((key for key in ("P", "N", "arch") if key in {**settings, **self.common}), "recipe")
+            given = {**settings, **self.common}
+            resizing = [key for key in given if key.startswith("resize") and str(error).startswith("resize")]
+            blamed = next((key for key in (*resizing, "P", "N", "arch") if key in given), "recipe")
             raise KeyMistake(blamed, str(error)) from None
         row = self._printed_row(spec, widest=letters.get("C") == WIDEST)
         if accuracy is None and row is not None:

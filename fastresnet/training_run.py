@@ -235,7 +235,7 @@ class Run:
             kept = [name for name in reasons if getattr(chosen, name) != "auto"]
             reasons |= dict.fromkeys(kept, "as the run began")
         if not self.ranks.is_alone:
-            self._steps_agreed = max(1, min(CHECK_EVERY, round(AGREE_S / found.step_s)))
+            self._steps_agreed = max(1, min(CHECK_EVERY, round(AGREE_S / max(found.step_s.values()))))
         self.config = self.config.model_copy(update=found.options)
         num_params, multiply_adds = self._counts()
         self.listener.on_start(
@@ -252,7 +252,8 @@ class Run:
                 reasons=reasons,
                 steps_per_epoch=steps_per_epoch,
                 steps_left=steps_left,
-                epoch_s=found.step_s * steps_per_epoch,
+                image_sizes=recipe.image_sizes(self.data.dataset.image_size),
+                step_s=found.step_s,
                 resumed_at=(state.epoch, state.epoch_step) if state.segment else None,
             )
         )

@@ -56,6 +56,7 @@ def warm_up_step(
     search = Search(
         step=step,
         batches=batches,
+        sizes=sorted(set(step.image_sizes[state.epoch :]) - {dataset.image_size}),
         config=config,
         num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
         compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),

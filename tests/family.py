@@ -45,6 +45,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
         "augment.ops": [{"name": "rotation", "degrees": 15}, {"name": "erasing", "p": 0.5}],
         "mix": {"name": "mixup", "alpha": 1.0, "block": 16},
         "dropout.block": 0.1,
+        "resize": [{"size": 6, "until": 0.5}],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRESNET_CACHE", str(folder / "cache"))

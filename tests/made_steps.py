@@ -77,4 +77,5 @@ RECIPES: dict[str, dict[str, Any]] = {
         "mix": {"name": "cutmix", "block": 2},
         "augment.ops": [{"name": "rotation", "degrees": 9}],
     },
+    "small images first": {"ema": None, "resize": [{"size": 4, "until": 0.3}]},
 }

@@ -38,6 +38,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]},
         {},
     ),
+    "resized": (
+        {"drop_last": False, "resize": [{"size": 4, "until": 0.3}, {"size": 6, "until": 0.7}]},
+        {"limit_train": 97},
+    ),
     "own norms": ({"drop_last": False}, {"sync_bn": False, "limit_train": 97}),
 }
 

@@ -147,7 +147,8 @@ def told(epoch_s: float, epochs: int, arch: str, **changes: Any) -> RunInfo:
         "reasons": dict.fromkeys(("compile", "kernels", "convs", "graphs"), ""),
         "steps_per_epoch": 100,
         "steps_left": 100 * epochs,
-        "epoch_s": epoch_s,
+        "image_sizes": (32,) * epochs,
+        "step_s": {32: epoch_s / 100},
         "resumed_at": None,
     }
     return RunInfo(**info | changes)

@@ -126,6 +126,17 @@ def test_the_grid_shows_what_training_shows(tmp_path: Path, family: Family) -> N
     )
 
 
+def test_the_grid_shows_small_images_in_their_epochs(family: Family) -> None:
+    grid = augmentation_grid(read_run(family.child.name, family.runs_dir), open_dataset(str(family.data)))
+    sides = [
+        {Image.open(io.BytesIO(base64.b64decode(row.after[epoch].split(",")[1]))).size for row in grid.rows}
+        for epoch in range(NUM_EPOCHS)
+    ]
+    assert sides == [{(6, 6)}] + [{(8, 8)}] * (NUM_EPOCHS - 1)
+    assert grid.epochs[0].endswith(", 6x6") and "8x8" not in "".join(grid.epochs)
+    assert grid.steps[-1] == "resize to 6x6 for 1 epoch"
+
+
 def test_a_matrix_of_many_classes_is_a_figure_in_the_pages_colours() -> None:
     counts = np.diag(np.arange(1, 31)) + np.eye(30, k=3, dtype=int)
     chart = matrix_chart(counts, tuple(f"class {i}" for i in range(30)), "many", "confusion")

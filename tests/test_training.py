@@ -143,7 +143,7 @@ def test_a_listener_hears_it_all(data: Path, runs: Path) -> None:
             self.heard: list[str] = []
 
         def on_start(self, info: Any) -> None:
-            assert info.num_params == 1359 + 32 and info.steps_left == 2 * STEPS and info.epoch_s > 0
+            assert info.num_params == 1359 + 32 and info.steps_left == 2 * STEPS and info.left_s() > 0
             self.heard.append("start")
 
         def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:

@@ -70,8 +70,9 @@ def test_replayed_steps_learn_what_launched_ones_do(name: str, data: Path) -> No
     for key, tensor in graphed.tensors().items():
         torch.testing.assert_close(tensor, plain.tensors()[key], rtol=1e-4, atol=1e-5, msg=key)
         assert tensor.data_ptr() == places[key], key
-    # Whole batches with and without the average, the last of an epoch, and evaluations.
-    assert capture.num_captured == {"sgdn with an average": 4, "muon, mixup, dropout": 4}.get(name, 3)
+    # Whole batches with and without the average or of two sizes of images, the last of an epoch, and evaluations.
+    captured = {"sgdn with an average": 4, "muon, mixup, dropout": 4, "small images first": 5}
+    assert capture.num_captured == captured.get(name, 3)
     assert capture.num_replayed == 2 * 6 + 2 * 3  # steps, and batches of 10 and 300 images
 
 
@@ -151,24 +152,40 @@ class Watcher(Listener):
 
 
 SMALL = {"arch": "n1-b1-c8", "drop_last": False, "ema.every": 4, "tta": "flip"}
+GROWING = {"resize": [{"size": 5, "until": 0.7}]}  # in two epochs of three
 
 
 @pytest.mark.parametrize(
-    ("compile", "loader", "tta"), [("on", "resident", "none"), ("whole", "numba", "flip")]
+    ("compile", "loader", "changes"),
+    [
+        ("on", "resident", {"tta": "none"}),
+        ("whole", "numba", {}),
+        ("on", "numba", {"tta": "none"} | GROWING),
+    ],
+    ids=["on", "whole", "resized"],
 )
 def test_compiled_runs_compile_once_and_resume_to_the_same_bits(
-    compile: str, loader: str, tta: str, data: Path, tmp_path: Path, quick_compiler: None
+    compile: str,
+    loader: str,
+    changes: Any,
+    data: Path,
+    tmp_path: Path,
+    quick_compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing more by the incomplete last batch of an epoch, the average's turns, evaluations or a resumption."""
+    """Nothing more by an epoch's incomplete last batch, the average's turns, sizes, evaluations or a resumption."""
+    # Fewer graphs of one function than two sizes of batches and of images need.
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     watcher, before = Watcher(), num_compiled()
     config = tiny_config(data, compile=compile, loader=loader, val=10, amp="off")
-    whole = train(tiny_recipe(SMALL | {"tta": tta}), config, runs_dir=tmp_path / "whole", listener=watcher)
+    recipe = tiny_recipe(SMALL | changes)
+    whole = train(recipe, config, runs_dir=tmp_path / "whole", listener=watcher)
     assert whole.config.compile == compile and watcher.compiled > before
     assert num_compiled() == watcher.compiled and watcher.notices == []
-    assert [row["clock"]["recompiled"] for row in whole.epochs] == [0, 0, 0]
+    assert [row["clock"]["recompiled"] for row in whole.epochs] == [0] * recipe.epochs
 
     with pytest.raises(Interrupted):
-        train(tiny_recipe(SMALL | {"tta": tta}), config, runs_dir=tmp_path / "runs", listener=StopAt(9))
+        train(recipe, config, runs_dir=tmp_path / "runs", listener=StopAt(9))
     watcher = Watcher()
     resumed = resume("last", runs_dir=tmp_path / "runs", listener=watcher)
     assert watcher.info is not None and set(watcher.info.reasons.values()) == {"as the run began"}
@@ -219,7 +236,7 @@ def test_ranks_resume_after_the_last_whole_batch_with_all_compiled(
 def test_what_is_compiled_after_the_warm_up_is_counted_and_said(
     data: Path, tmp_path: Path, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmup.Search, "_measure", lambda self, way: self.step.take(way) or 1.0)
+    monkeypatch.setattr(warmup.Search, "_measure", lambda self, way, *_: self.step.take(way) or 1.0)
     monkeypatch.setattr(Scorer, "compile", lambda self, backend: None)
     watcher = Watcher()
     config = tiny_config(data, compile="on", amp="off")
@@ -254,7 +271,7 @@ class Clock:
         self.seconds = seconds
         self.seen: list[Way] = []
 
-    def timed(self, search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+    def timed(self, search: warmup.Search, batch: Any, **_: Any) -> float:
         way = search.step.way
         if not self.seen or self.seen[-1] != way:
             self.seen.append(way)
@@ -300,7 +317,9 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float], Way]] = 
 def test_the_fastest_way_is_taken(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, seconds, wanted = CHOICES[name]
     clock = Clock(seconds)
-    monkeypatch.setattr(warmup.Search, "_timed", lambda self, *args: clock.timed(self, *args))
+    monkeypatch.setattr(
+        warmup.Search, "_timed", lambda self, *args, **kwargs: clock.timed(self, *args, **kwargs)
+    )
     made = Made(data, {"epochs": 10**5}, Way(), capture=RecordedOps())
     config = made.chosen.config.model_copy(update=options)
     chosen = replace(made.chosen, config=config)
@@ -323,7 +342,7 @@ def test_kernels_that_won_as_replays_are_tried_as_launches(
         asked.append(launched)
         return Choice(kernels="triton", reason="said so")
 
-    def timed(search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+    def timed(search: warmup.Search, batch: Any, **_: Any) -> float:
         return launched_s if search.step.way.kernels == "triton" else 1.0
 
     need("triton")

@@ -226,7 +226,7 @@ def test_a_run_with_it_resumes_to_the_same_bits(data: Path, runs: Path, tmp_path
 def test_the_faster_convolutions_are_taken(
     seconds: float, convs: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(search: warmup.Search, batch: Any, averaging: bool | None = None) -> float:
+    def timed(search: warmup.Search, *args: Any, **kwargs: Any) -> float:
         return seconds if search.step.way.convs == "winograd" else 1.0
 
     monkeypatch.setattr(warmup.Search, "_timed", timed)

@@ -35,7 +35,7 @@ def machine() -> Machine:
 def recipe() -> Recipe:
     """``fast``, whose parts are measured, at a batch that a CPU does in a moment."""
     return load_recipe("fast").with_overrides(
-        {"arch": "resnet8", "batch_size": 128 if torch.cuda.is_available() else 8}
+        {"arch": "resnet8", "batch_size": 128 if torch.cuda.is_available() else 8, "resize": []}
     )
 
 

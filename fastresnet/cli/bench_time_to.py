@@ -184,6 +184,9 @@ def _open(
         first = load_recipe("fast")
     with shown_progress() as show:
         opened = open_data(first, config, Packing())
+    for entry in entered:
+        if entry.recipe is not None:  # what a later row cannot be is found before any runs
+            entry.recipe.image_sizes(opened.dataset.image_size)
     aim = resolve_target(target, opened.dataset.name)
     chosen = choose_machine(config)
     path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"

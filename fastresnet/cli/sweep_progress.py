@@ -40,7 +40,7 @@ class SweepProgress(TrainProgress, SweepListener):
 
     def on_start(self, info: RunInfo) -> None:
         self.info = info
-        left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
+        left_s = info.left_s(*(info.resumed_at or ()))
         self.output.show(f"{info.recipe.arch}: about {duration(left_s)} of training")
 
     def on_epoch(self, row: dict[str, Any]) -> None:

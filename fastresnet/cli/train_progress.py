@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ class TrainProgress(Listener):
             f"recipe   {recipe.name}: {counted(recipe.epochs, 'epoch')} of {counted(info.steps_per_epoch, 'step')} of "
             f"{recipe.batch_size}, {recipe.optimizer.name} lr {recipe.optimizer.lr:g}, seed {config.seed}"
         )
+        if recipe.resize:
+            self._print(f"resize   {sizes_shown(info.image_sizes)}")
         ranks = f"{info.world_size} ranks of " if info.world_size > 1 else ""
         self._print(
             f"device   {info.device_name} ({config.device}, {ranks}{counted(config.threads, 'thread')}), "
@@ -129,18 +132,19 @@ class TrainProgress(Listener):
             self._print(
                 f"resuming in epoch {epoch + 1}, after {step} of its {counted(info.steps_per_epoch, 'step')}"
             )
-        left_s = info.steps_left * info.epoch_s / info.steps_per_epoch
-        whole_s = left_s * _evaluation_factor(data, config.eval_every)
+        epoch, step = info.resumed_at or (0, 0)
+        left_s = info.left_s(epoch, step)
+        whole_s = left_s + (recipe.epochs - epoch) * info.evaluations_s
         batch_size = min(recipe.batch_size, data["num_train"])
-        speed = info.steps_per_epoch * batch_size / info.epoch_s
+        speed = info.steps_left * batch_size / max(left_s, 1e-9)
         self._print(
             f"estimate {duration(left_s)} of training at {speed:,.0f} img/s, {duration(whole_s)} with evaluations, "
             "by a few warm-up steps"
         )
         if whole_s > LONG_RUN_S:
-            how = f"a shorter one: {command('train', *_typed(self.options | shorter(info)))}"
-            if info.resumed_at:
-                how = "Ctrl-C saves it, and says how to go on"
+            how = "Ctrl-C saves it, and says how to go on"
+            if not info.resumed_at:
+                how = f"a shorter one: {command('train', *_typed(self.options | shorter(info)))}"
             self._print(f"this will take over ten minutes; {how}")
 
     def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:
@@ -148,8 +152,9 @@ class TrainProgress(Listener):
         if self.info is None or not self.output.is_due():
             return
         recipe = self.info.recipe
-        steps_left = (recipe.epochs - epoch) * steps_per_epoch - epoch_step
-        left_s = steps_left * recipe.batch_size / max(images_per_s, 1e-9)
+        # In proportion to what the warm-up measured, where later epochs have larger images.
+        step_s = recipe.batch_size / max(images_per_s, 1e-9)
+        left_s = self.info.left_s(epoch, epoch_step) * step_s / self.info.step_s[self.info.image_sizes[epoch]]
         if self._epochs_seen:
             left_s += (recipe.epochs - epoch) * self._between_s / self._epochs_seen
         left = duration(left_s)
@@ -166,18 +171,20 @@ class TrainProgress(Listener):
         self._print(epoch_line(row, self.info.recipe.epochs, self.info.dataset))
 
 
-def _evaluation_factor(data: dict[str, Any], eval_every: int) -> float:
-    """Return how much longer an epoch is with its evaluations: a third of a training step's work an image."""
-    return 1 + (data["num_test"] + data.get("num_val", 0)) / (3 * data["num_train"] * eval_every)
+def sizes_shown(image_sizes: Sequence[int]) -> str:
+    """Return a run's sizes of images in words: ``24x24 for 2 epochs, then 32x32 for 1 epoch``."""
+    runs = [(size, len(list(epochs))) for size, epochs in itertools.groupby(image_sizes)]
+    return ", then ".join(f"{size}x{size} for {counted(count, 'epoch')}" for size, count in runs)
 
 
 def shorter(info: RunInfo) -> dict[str, Any]:
     """Return the options that make a run of under ten minutes of ``info``'s.
 
-    Fewer epochs; where not even two fit, a small network too; where not even one of it fits, fewer images.
+    Fewer epochs; where not even two fit, a small network too; where not even one of it fits, fewer images. An epoch
+    counts as one at full size: of a few, resizing may leave most so.
     """
     data, fitting_s = info.dataset, 0.8 * LONG_RUN_S
-    epoch_s = info.epoch_s * _evaluation_factor(data, info.config.eval_every)
+    epoch_s = info.full_epoch_s + info.evaluations_s
     if fitting_s >= 2 * epoch_s:
         return {"epochs": int(fitting_s // epoch_s)}
     options: dict[str, Any] = {}

@@ -10,6 +10,17 @@ from pathlib import Path
 
 import torch
 
+# torch.compile goes on without compiling after so many graphs of one function, 8 unless told. A run's forward pass
+# has one for each size of its images, whole and last batch of an epoch, and kernels that are tried.
+MOST_GRAPHS = 64
+
+
+def allow_many_graphs() -> None:
+    """Let a function be compiled for as many kinds of input as a run may have."""
+    import torch._dynamo  # slow, and only for runs that compile
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+
 
 def cxx_compiler() -> str | None:
     """Return the path of the C++ compiler that torch.compile will take: ``$CXX``, else g++, else clang++."""

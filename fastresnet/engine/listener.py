@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class RunInfo:
         num_params, multiply_adds: of the network, for one image.
         reasons: why ``compile``, ``kernels``, ``convs`` and ``graphs`` are what they are, by option.
         steps_per_epoch, steps_left: of the run.
-        epoch_s: estimated seconds of an epoch's training, measured over warm-up steps.
+        image_sizes: the side in pixels of the training images in each epoch.
+        step_s: estimated seconds of a step, measured in the warm-up, by that side; those of epochs done may lack.
         resumed_at: (epoch, step in it) where a resumed run goes on, both from 0; None for a new run.
     """
 
@@ -38,9 +40,32 @@ class RunInfo:
     reasons: dict[str, str]
     steps_per_epoch: int
     steps_left: int
-    epoch_s: float
+    image_sizes: tuple[int, ...]
+    step_s: dict[int, float]
     resumed_at: tuple[int, int] | None
     world_size: int = 1
+
+    def left_s(self, epoch: int = 0, epoch_step: int = 0) -> float:
+        """Return the estimated seconds of the training that is left after ``epoch_step`` steps of ``epoch``."""
+        sizes = self.image_sizes[epoch:]
+        if not sizes:
+            return 0.0
+        steps = {size: count * self.steps_per_epoch for size, count in Counter(sizes).items()}
+        steps[sizes[0]] -= epoch_step
+        return sum(count * self.step_s[size] for size, count in steps.items())
+
+    @property
+    def full_epoch_s(self) -> float:
+        """Estimated seconds of an epoch's training at the data set's size."""
+        return self.steps_per_epoch * self.step_s[self.image_sizes[-1]]
+
+    @property
+    def evaluations_s(self) -> float:
+        """Estimated seconds of an epoch's evaluations, on average: a third of a full-size step's work an image."""
+        data = self.dataset
+        num_images = data["num_test"] + data.get("num_val", 0)
+        share = num_images / (3 * data["num_train"] * self.config.eval_every)
+        return self.full_epoch_s * share
 
 
 class Listener:

@@ -7,7 +7,7 @@ whole, or replayed from a CUDA graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from fastresnet.augment import Augment
+from fastresnet.augment_ops import shrink
 from fastresnet.draws import Purpose, scalar_seed
+from fastresnet.engine.compiler import allow_many_graphs
 from fastresnet.engine.distributed import ALONE
 from fastresnet.engine.evaluate import Scorer
 from fastresnet.engine.exchange import Exchange, Whole
@@ -63,6 +65,7 @@ class TrainStep:
     Args:
         state: what the step changes.
         augment, mix, loss: the recipe's; ``mix`` is None without mixup or cutmix.
+        image_sizes: the side in pixels that images are resized to in each epoch, after all that is done to them.
         clip_grad_norm: greatest 2-norm of the gradient; None does not clip.
         amp_dtype: dtype of activations; float32 is without autocast.
         seed: of dropout (order contract).
@@ -85,6 +88,7 @@ class TrainStep:
         augment: Augment,
         mix: Mix | None,
         loss: LossFunction,
+        image_sizes: Sequence[int],
         clip_grad_norm: float | None,
         amp_dtype: torch.dtype,
         seed: int,
@@ -96,6 +100,7 @@ class TrainStep:
         self.augment = augment
         self.mix = mix
         self.loss = loss
+        self.image_sizes = image_sizes
         self.clip_grad_norm = clip_grad_norm
         self.amp_dtype = amp_dtype
         self.seed = seed
@@ -144,6 +149,7 @@ class TrainStep:
         forward, update, learn = self.forward_eager, self.update_eager, self._learn
         scorer = Scorer(self.state.eval_model, self.augment, self.amp_dtype)
         if way.compile != "off":
+            allow_many_graphs()
             forward = torch.compile(forward, dynamic=False, backend=self.backend)
             scorer.compile(self.backend)
         if way.compile == "whole":
@@ -184,11 +190,12 @@ class TrainStep:
 
     # The step
 
-    def __call__(self, batch: Batch, *, averaging: bool | None = None) -> None:
+    def __call__(self, batch: Batch, *, averaging: bool | None = None, image_size: int | None = None) -> None:
         """Do step ``state.step`` on ``batch``.
 
         Args:
             averaging: whether the average takes the new weights in; None is as the step's number says.
+            image_size: side in pixels that the images are resized to; None is as the epoch says.
         """
         state = self.state
         self._seed()
@@ -200,7 +207,10 @@ class TrainStep:
         else:
             set_lr(state.optimizer, state.schedule.factor(state.step))
         drawn = self.mix.send(batch.images, state.epoch, state.epoch_step) if self.mix else ()
-        self._learn_or_replay(batch.images, batch.labels, batch.indices, *drawn, averaging=averaging)
+        image_size = image_size or self.image_sizes[state.epoch]
+        self._learn_or_replay(
+            batch.images, batch.labels, batch.indices, *drawn, averaging=averaging, image_size=image_size
+        )
         if averaging:
             assert state.ema is not None
             state.ema.updates += 1
@@ -214,16 +224,21 @@ class TrainStep:
         indices: torch.Tensor,
         *drawn: torch.Tensor,
         averaging: bool,
+        image_size: int,
     ) -> None:
         """Do all that is done on the device, and change nothing on the host."""
         state = self.state
         if self.exchange is None:
-            loss, num_correct = self.forward(state.model, images, labels, indices, *drawn)
+            loss, num_correct = self.forward(
+                state.model, images, labels, indices, *drawn, image_size=image_size
+            )
             self._scaled(loss).backward()
             self._advance()
             self.update(loss.detach(), num_correct, len(labels), averaging)
         else:
-            whole = self._learn_with_others(self.exchange, images, labels, indices, *drawn)
+            whole = self._learn_with_others(
+                self.exchange, images, labels, indices, *drawn, image_size=image_size
+            )
             self._advance()
             self.update(*whole, averaging)
         state.optimizer.zero_grad(set_to_none=True)
@@ -243,6 +258,7 @@ class TrainStep:
         labels: torch.Tensor,
         indices: torch.Tensor,
         *drawn: torch.Tensor,
+        image_size: int,
     ) -> Whole:
         """Leave the gradients of the whole batch, of which this rank has these images, in the weights."""
         size, model = len(labels), self.state.model
@@ -257,7 +273,7 @@ class TrainStep:
             return exchange(nothing, nothing, 0)
         # Shares of different sizes have different graphs, which may exchange statistics in different orders.
         forward = self.forward if exchange.is_complete(self.state.epoch_step) else self.forward_eager
-        loss, num_correct = forward(model, images, labels, indices, *drawn)
+        loss, num_correct = forward(model, images, labels, indices, *drawn, image_size=image_size)
         loss = exchange.weigh(loss, size)
         self._scaled(loss).backward()
         return exchange(loss.detach(), num_correct, size)
@@ -269,16 +285,18 @@ class TrainStep:
         labels: torch.Tensor,
         indices: torch.Tensor,
         *drawn: torch.Tensor,
+        image_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, a float32 scalar, and the number of right answers, an int64 scalar.
 
         ``images`` is uint8 [B, 3, H, W] channels-last, ``labels`` and ``indices`` int64 [B], ``drawn`` a
-        :class:`SentDraw` or nothing.
+        :class:`SentDraw` or nothing; the network sees the images at ``image_size`` pixels a side.
         """
         inputs = self.augment(images, indices, self.amp_dtype, train=True)
         targets: torch.Tensor | Targets = labels
         if self.mix is not None:
             inputs, targets = self.mix.mixed(inputs, labels, SentDraw(*drawn))
+        inputs = shrink(inputs, image_size)
         with autocast(self.device_type, self.amp_dtype):
             logits = model(inputs)
         return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()

@@ -37,12 +37,12 @@ class WarmUp:
     """What the warm-up found.
 
     Attributes:
-        step_s: median seconds of a step as the run will do it.
+        step_s: median seconds of a step as the run will do it, by the side of its images in pixels.
         way: how that is.
         reasons: why, in a few words, by option: ``compile``, ``kernels``, ``convs``, ``graphs``.
     """
 
-    step_s: float
+    step_s: dict[int, float]
     way: Way
     reasons: dict[str, str]
 
@@ -72,6 +72,7 @@ class Search:
     Attributes:
         step: the run's step.
         batches: random ones: first the batch that is repeated, then any other shape the run will meet.
+        sizes: those below the images' own that the run will resize them to, in pixels; they decide nothing.
         config: its ``compile``, ``kernels``, ``convs``, ``graphs`` and ``deterministic`` are read.
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
@@ -81,6 +82,7 @@ class Search:
 
     step: TrainStep
     batches: list[Batch]
+    sizes: Sequence[int]
     config: RunConfig
     num_steps: int
     compiler_missing: str | None
@@ -106,7 +108,9 @@ class Search:
             way = self._faster(plain, way, "kernels")
         self.step.take(way)
         self.step.forget_other_ways()
-        return WarmUp(step_s=self._measure_taken(way), way=way, reasons=self.reasons)
+        full = self.batches[0].images.shape[-1]
+        step_s = {size: self._measure_taken(way, size) for size in (full, *self.sizes)}
+        return WarmUp(step_s=step_s, way=way, reasons=self.reasons)
 
     def _measures(self, option: str) -> bool:
         """Return whether a measurement decides ``option``: another day's may differ, so not where bits must not."""
@@ -209,7 +213,7 @@ class Search:
         )
         return other if ratio < KEEP_RATIO else first
 
-    def _measure_taken(self, way: Way) -> float:
+    def _measure_taken(self, way: Way, size: int | None = None) -> float:
         """Return the median seconds of a step in a way that there is nothing to take in place of.
 
         Raises:
@@ -224,7 +228,7 @@ class Search:
         taken = " ".join(f"{option} {value}" for option, (value, _, used) in special.items() if used)
         instead = " ".join(f"{option} {plain}" for option, (_, plain, used) in special.items() if used)
         try:
-            return self._measure(way)
+            return self._measure(way, size)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -235,28 +239,28 @@ class Search:
                 raise explain_os_error(cause, f"a step with {taken} failed") from error
             raise UserError(f"a step with {taken} failed: {_cause(error)}; train with {instead}") from error
 
-    def _measure(self, way: Way) -> float:
-        """Return the median seconds of a step in ``way``, after warming every shape."""
+    def _measure(self, way: Way, size: int | None = None) -> float:
+        """Return the median seconds of a step in ``way``, images resized to ``size``, after warming every shape."""
         self.step.take(way)
         batch, *others = self.batches
         ema = self.step.state.ema
         for other in others:
-            self._timed(other)
+            self._timed(other, size=size)
         if ema is not None and ema.part.every > 1 and way != Way(kernels=way.kernels, convs=way.convs):
             # Steps that move the average and steps that do not are compiled and captured apart.
             for shape in self.batches:
                 for averaging in (False, True):
-                    self._timed(shape, averaging)
-        seconds = [self._timed(batch) for _ in range(NUM_WARM)]
+                    self._timed(shape, averaging, size)
+        seconds = [self._timed(batch, size=size) for _ in range(NUM_WARM)]
         num_timed = 1 if seconds[-1] > SLOW_STEP_S else NUM_TIMED
-        return statistics.median(self._timed(batch) for _ in range(num_timed))
+        return statistics.median(self._timed(batch, size=size) for _ in range(num_timed))
 
-    def _timed(self, batch: Batch, averaging: bool | None = None) -> float:
+    def _timed(self, batch: Batch, averaging: bool | None = None, size: int | None = None) -> float:
         state = self.step.state
         at = state.step, state.epoch_step
         synchronise(batch.images.device)
         start = time.perf_counter()
-        self.step(batch, averaging=averaging)
+        self.step(batch, averaging=averaging, image_size=size or batch.images.shape[-1])
         synchronise(batch.images.device)
         seconds = self.step.ranks.highest(time.perf_counter() - start)  # so that all ranks decide alike
         state.step, state.epoch_step = at  # schedules and draws know no step after the run's last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,13 @@ from markupsafe import Markup
 
 from fastresnet.assembly import splits_of, train_loader_spec
 from fastresnet.augment import build_augment
+from fastresnet.augment_ops import shrink
 from fastresnet.loaders.dataset import Dataset
 from fastresnet.loaders.registry import open_loader
 from fastresnet.mix import Mix
 from fastresnet.report.images import Pixels, data_uri, grid_png
 from fastresnet.report.records import RunRecord
+from fastresnet.words import counted
 
 NUM_IMAGES = 8
 NUM_EPOCHS = 6
@@ -72,6 +75,7 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
     )
     augment = build_augment(recipe, dataset.mean, dataset.std, dataset.image_size)
     mix = Mix(recipe.mix, seed=config.seed, batch_size=recipe.batch_size) if recipe.mix else None
+    sizes = recipe.image_sizes(dataset.image_size)
     loader = open_loader("numba", dataclasses.replace(train, members=members), spec, "cpu")
     epochs: list[list[Pixels]] = []
     headings = []
@@ -85,6 +89,10 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
             if mix is not None:
                 seen, targets = mix.apply(seen, batch.labels, epoch, 0)
                 heading += f", {float(targets.lam):.0%} own"
+            size = sizes[min(epoch, recipe.epochs - 1)]
+            if size != dataset.image_size:
+                seen = shrink(seen, size)
+                heading += f", {size}x{size}"
             pixels = (augment.normalise.inverse(seen) * 255).round().clamp(0, 255)
             epochs.append(list(pixels.to(torch.uint8).permute(0, 2, 3, 1).numpy()))
             headings.append(heading)
@@ -133,6 +141,9 @@ def _steps(record: RunRecord) -> list[str]:
         steps.append(f"{op.name.replace('-', ' ')}{f' ({values})' if values else ''}")
     if recipe.mix:
         steps.append(f"{recipe.mix.name} with Beta({recipe.mix.alpha:g}, {recipe.mix.alpha:g})")
+    for size, epochs in itertools.groupby(recipe.image_sizes(record.dataset["image_size"])):
+        if size != record.dataset["image_size"]:
+            steps.append(f"resize to {size}x{size} for {counted(len(list(epochs)), 'epoch')}")
     return steps
 
 
