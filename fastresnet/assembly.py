@@ -243,6 +243,8 @@ def build_step(
             dataset.num_classes,
             dataset.image_size,
             zero_gamma=recipe.init.zero_gamma,
+            norm_momentum=recipe.norm.momentum,
+            train_scale=recipe.norm.train_scale,
         )
     if weights is not None:
         # Before averages and slow weights are taken of the model's.

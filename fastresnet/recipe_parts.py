@@ -176,6 +176,19 @@ class Init(Part):
     zero_gamma: bool = False
 
 
+class Norm(Part):
+    """The network's BatchNorms.
+
+    Attributes:
+        momentum: share of each batch in the running statistics, by which images are evaluated.
+        train_scale: whether scales learn; else they stay as they start (as in Jordan's airbench, 2024), and biases
+            alone learn.
+    """
+
+    momentum: float = Field(default=0.1, gt=0, le=1)
+    train_scale: bool = True
+
+
 class Normalise(Part):
     """Per channel mean and standard deviation of images in [0, 1]."""
 

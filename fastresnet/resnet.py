@@ -180,6 +180,8 @@ def build_model(
     image_size: int = 32,
     *,
     zero_gamma: bool = False,
+    norm_momentum: float = 0.1,
+    train_scale: bool = True,
     kernels: str = "eager",
 ) -> ResNet:
     """Return the float32 module of ``spec`` with torch's default initialisation, which the caller seeds.
@@ -190,6 +192,8 @@ def build_model(
         image_size: side of the square images, in pixels; with a fixed P it decides the head's size.
         zero_gamma: start the last norm's weight of every block at zero, so that blocks begin as their
             shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+        norm_momentum: share of each batch in every norm's running statistics.
+        train_scale: whether the norms' weights require a gradient.
         kernels: implementation of :class:`BatchNormAct2d`.
 
     Raises:
@@ -197,10 +201,12 @@ def build_model(
     """
     spec.layers(num_classes, image_size)
     model = ResNet(spec, num_classes, image_size, kernels)
-    if zero_gamma:
-        for module in model.modules():
-            if isinstance(module, BasicBlock | BottleneckBlock):
-                nn.init.zeros_(module.last_norm.weight)
+    for module in model.modules():
+        if isinstance(module, BatchNormAct2d):
+            module.momentum = norm_momentum
+            module.weight.requires_grad_(train_scale)
+        elif isinstance(module, BasicBlock | BottleneckBlock) and zero_gamma:
+            nn.init.zeros_(module.last_norm.weight)
     return model
 
 
