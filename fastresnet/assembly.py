@@ -222,12 +222,19 @@ def train_loader_spec(recipe: Recipe, config: RunConfig, ranks: Ranks = ALONE) -
 
 
 def build_step(
-    recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int, *, weights: Weights | None = None
+    recipe: Recipe,
+    chosen: Machine,
+    data: Data,
+    steps_per_epoch: int,
+    *,
+    weights: Weights | None = None,
+    patterns: torch.Tensor | None = None,
 ) -> TrainStep:
     """Return the run's step, and in it the state before the first one.
 
     Args:
         weights: another run's, to start from; None starts from drawn ones.
+        patterns: the stem's first filters, in place of drawn ones: of its dtype and shape, perhaps fewer.
 
     The step is done as the config says, and with ``auto`` as plain as can be: the warm-up finds what is faster.
 
@@ -243,12 +250,17 @@ def build_step(
             dataset.num_classes,
             dataset.image_size,
             zero_gamma=recipe.init.zero_gamma,
+            dirac=recipe.init.dirac,
+            train_stem=recipe.init.whiten is None or not recipe.init.whiten.frozen,
             norm_momentum=recipe.norm.momentum,
             train_scale=recipe.norm.train_scale,
         )
+    # What the model starts with comes before averages and slow weights are taken of it.
     if weights is not None:
-        # Before averages and slow weights are taken of the model's.
         model.load_state_dict(weights.for_model(model))
+    if patterns is not None:
+        with torch.no_grad():
+            model.stem.conv.weight[: len(patterns)] = patterns
     # torch's stubs leave memory_format out
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(

@@ -170,10 +170,37 @@ class Ema(Part):
         return min(kept, (1 + update) / (10 + update)) if self.ramp else kept
 
 
+class Whiten(Part):
+    """Whitening patterns as the stem's first filters (Page 2019, "How to train your ResNet"; Jordan 2024, airbench).
+
+    The filters are the principal directions of the training images' patches, those of most variance first, each
+    scaled to unit variance; then their negatives, as many as the stem is wide. Filters left over keep what was drawn.
+    A run that starts from another's weights keeps those.
+
+    Attributes:
+        num: training images whose patches are looked at, drawn by the run's seed; all where there are fewer.
+        eps: added to a direction's variance before it is divided by.
+        frozen: the stem's filters do not learn, those left over included.
+    """
+
+    num: int = Field(default=5000, ge=1)
+    eps: Positive = 5e-4
+    frozen: bool = True
+
+
 class Init(Part):
-    """``zero_gamma``: the last BatchNorm of each residual branch starts at 0, else at 1."""
+    """How weights start; torch's own way where nothing is said.
+
+    Attributes:
+        zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1.
+        dirac: the first min(in, out) filters of each spatial convolution inside blocks start as identities (as in
+            airbench); not those of stem and shortcuts.
+        whiten: None leaves the stem as it is drawn.
+    """
 
     zero_gamma: bool = False
+    dirac: bool = False
+    whiten: Whiten | None = None
 
 
 class Norm(Part):
