@@ -26,7 +26,7 @@ from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
 from fastresnet.loaders.encoded import open_encoded
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
-from fastresnet.losses import build_loss
+from fastresnet.losses import Filter, build_loss
 from fastresnet.mix import Mix
 from fastresnet.optim import build_optimizer
 from fastresnet.recipe import Recipe
@@ -282,6 +282,7 @@ def build_step(
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
+    filter = Filter(recipe.loss) if recipe.loss.keep < 1 else None
     exchange = None
     if not ranks.is_alone:
         exchange = Exchange(
@@ -290,6 +291,7 @@ def build_step(
             batch_size=recipe.batch_size,
             num_samples=len(data.splits["train"].members),
             sync_norms=config.sync_bn,
+            filter=filter,
         )
     step = TrainStep(
         state,
@@ -300,6 +302,7 @@ def build_step(
         amp_dtype=chosen.amp_dtype,
         seed=config.seed,
         has_dropout=any(asdict(spec.dropout).values()),
+        filter=filter,
         exchange=exchange,
     )
     step.take(way_of(config))

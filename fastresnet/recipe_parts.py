@@ -146,9 +146,18 @@ class Mix(Part):
 
 
 class Loss(Part):
-    """Mean cross-entropy with ``label_smoothing``."""
+    """Mean cross-entropy.
+
+    Attributes:
+        label_smoothing: share of each label that is spread over all classes.
+        keep: share of each batch that is trained on, the images with the highest loss (low-loss filtering, Jordan
+            2024, airbench96). A forward pass over the whole batch finds them, in training mode: what it sees enters
+            BatchNorm's running statistics as well, a second time for images that are kept. Loss and accuracy of
+            training are recorded of that pass, of whole batches.
+    """
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    keep: float = Field(default=1.0, gt=0, le=1)
 
 
 class Ema(Part):

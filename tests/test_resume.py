@@ -54,6 +54,10 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"norm.train_scale": False, "norm.momentum": 0.4},
         {},
     ),
+    "low-loss filtering, cutmix": (
+        {"loss.keep": 0.4, "mix": {"name": "cutmix", "block": 16}, "dropout": {"head": 0.2}},
+        {},
+    ),
     "adadelta, clipped, float32": ({"optimizer.name": "adadelta", "clip_grad_norm": 0.5}, {"amp": "off"}),
 }
 
