@@ -39,9 +39,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"init.whiten": {"num": 50}},
         {},
     ),
-    # The last batch has 7 images, of which two ranks keep 2 each; or one, and other ranks none.
-    "low loss": ({"loss.keep": 0.4, "drop_last": False}, {"limit_train": 87}),
-    "low loss of one": ({"loss.keep": 0.4, "drop_last": False}, {"limit_train": 97}),
+    # The last batch has 7 images, of which two ranks keep 2 each; or one, and other ranks none. Few images are kept,
+    # and a high lr makes more of rounding than the tolerance allows.
+    "low loss": ({"loss.keep": 0.4, "drop_last": False, "optimizer.lr": 0.01}, {"limit_train": 87}),
+    "low loss of one": ({"loss.keep": 0.4, "drop_last": False, "optimizer.lr": 0.01}, {"limit_train": 97}),
     "own norms": ({"drop_last": False}, {"sync_bn": False, "limit_train": 97}),
 }
 
