@@ -6,9 +6,10 @@
 - *First crossing*: the clock when an evaluation first reaches the target. It is chosen on the test set, which
   flatters, and depends on how often is evaluated; evaluations before the crossing are not on the clock.
 
-On the clock (``seconds``): moving the data to the device, every draw and training step, and the final evaluation with
-the TTA that the row names. Off it: imports, packing, building, compiling, the warm-up on random labels after which the
-state is restored, evaluations between epochs and checkpoints. A peer's clock is its own, and is said.
+On the clock (``seconds``): moving the data to the device, initialisation that depends on the data, every draw and
+training step, and the final evaluation with the TTA that the row names. Off it: imports, packing, building, compiling,
+the warm-up on random labels after which the state is restored, evaluations between epochs and checkpoints. A peer's
+clock is its own, and is said.
 """
 
 from __future__ import annotations

@@ -214,9 +214,10 @@ def outcome(result: RunResult) -> dict[str, Any]:
     """Return what the board keeps of a training, as JSON types."""
     clocks, tta = result.clocks, result.test_accuracy_tta
     crossing = clocks.time_to_target_s
+    before_s = clocks.move_s + clocks.init_s
     return {
         "accuracy": result.test_accuracy if tta is None else tta,
-        "seconds": clocks.move_s + clocks.train_s + clocks.eval_s,
+        "seconds": before_s + clocks.train_s + clocks.eval_s,
         "crossing_s": None if crossing is None else clocks.move_s + crossing,
         "clocks": clocks.model_dump(),
         "machine": {
@@ -224,7 +225,7 @@ def outcome(result: RunResult) -> dict[str, Any]:
             for name in ("loader", "amp", "compile", "kernels", "convs", "graphs")
         },
         "curve": [
-            [clocks.move_s + row["clock"]["train_s"], row["test_accuracy"]]
+            [before_s + row["clock"]["train_s"], row["test_accuracy"]]
             for row in result.epochs
             if "test_accuracy" in row
         ],

@@ -27,7 +27,7 @@ from fastresnet.loaders.dataset import Dataset, hold_out, limit, open_dataset
 from fastresnet.loaders.encoded import open_encoded
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
-from fastresnet.losses import build_loss
+from fastresnet.losses import Filter, build_loss
 from fastresnet.mix import Mix
 from fastresnet.optim import build_optimizer
 from fastresnet.recipe import Recipe
@@ -225,12 +225,19 @@ def train_loader_spec(recipe: Recipe, config: RunConfig, ranks: Ranks = ALONE) -
 
 
 def build_step(
-    recipe: Recipe, chosen: Machine, data: Data, steps_per_epoch: int, *, weights: Weights | None = None
+    recipe: Recipe,
+    chosen: Machine,
+    data: Data,
+    steps_per_epoch: int,
+    *,
+    weights: Weights | None = None,
+    patterns: torch.Tensor | None = None,
 ) -> TrainStep:
     """Return the run's step, and in it the state before the first one.
 
     Args:
         weights: another run's, to start from; None starts from drawn ones.
+        patterns: the stem's first filters, in place of drawn ones: of its dtype and shape, perhaps fewer.
 
     The step is done as the config says, and with ``auto`` as plain as can be: the warm-up finds what is faster.
 
@@ -246,10 +253,17 @@ def build_step(
             dataset.num_classes,
             dataset.image_size,
             zero_gamma=recipe.init.zero_gamma,
+            dirac=recipe.init.dirac,
+            train_stem=recipe.init.whiten is None or not recipe.init.whiten.frozen,
+            norm_momentum=recipe.norm.momentum,
+            train_scale=recipe.norm.train_scale,
         )
+    # What the model starts with comes before averages and slow weights are taken of it.
     if weights is not None:
-        # Before averages and slow weights are taken of the model's.
         model.load_state_dict(weights.for_model(model))
+    if patterns is not None:
+        with torch.no_grad():
+            model.stem.conv.weight[: len(patterns)] = patterns
     # torch's stubs leave memory_format out
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(
@@ -271,6 +285,7 @@ def build_step(
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
+    filter = Filter(recipe.loss) if recipe.loss.keep < 1 else None
     exchange = None
     if not ranks.is_alone:
         exchange = Exchange(
@@ -279,6 +294,7 @@ def build_step(
             batch_size=recipe.batch_size,
             num_samples=len(data.splits["train"].members),
             sync_norms=config.sync_bn,
+            filter=filter,
         )
     step = TrainStep(
         state,
@@ -290,6 +306,7 @@ def build_step(
         amp_dtype=chosen.amp_dtype,
         seed=config.seed,
         has_dropout=any(asdict(spec.dropout).values()),
+        filter=filter,
         exchange=exchange,
     )
     step.take(way_of(config))

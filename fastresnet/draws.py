@@ -56,6 +56,7 @@ class Purpose(IntEnum):
     CUTOUT_Y = 28
     CUTOUT_X = 29
     SHAPES = 30
+    WHITEN = 31
 
 
 def _finalise(z: int) -> int:

@@ -17,6 +17,7 @@ from fastresnet.recipe_parts import (
     Init,
     Loss,
     Mix,
+    Norm,
     Normalise,
     OpenChoice,
     Optimizer,
@@ -51,7 +52,7 @@ class Recipe(Part):
         epochs: passes over the training set.
         batch_size: samples a step, over all ranks.
         drop_last: leave out each epoch's last incomplete batch.
-        optimizer, schedule, augment, mix, loss, ema, init: see their classes; None is without.
+        optimizer, schedule, augment, mix, loss, norm, ema, init: see their classes; None is without.
         resize: smaller training images for the first epochs; empty is none.
         clip_grad_norm: greatest 2-norm of the gradient; None does not clip.
         normalise: None takes the data set's own mean and standard deviation.
@@ -75,6 +76,7 @@ class Recipe(Part):
     resize: Resizes = ()
     mix: Mix | None = None
     loss: Loss = Loss()
+    norm: Norm = Norm()
     ema: Ema | None = None
     init: Init = Init()
     clip_grad_norm: float | None = Field(default=None, gt=0)
@@ -90,6 +92,15 @@ class Recipe(Part):
             raise ValueError(
                 f"mix.block is {self.mix.block}, which does not divide batch_size {self.batch_size}; "
                 "choose a divisor of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _branches_can_wake(self) -> Recipe:
+        if self.init.zero_gamma and not self.norm.train_scale:
+            raise ValueError(
+                "norm.train_scale is false, so the scales that init.zero_gamma starts at 0 would stay there, and "
+                "their branches dead; set init.zero_gamma to false"
             )
         return self
 

@@ -146,9 +146,18 @@ class Mix(Part):
 
 
 class Loss(Part):
-    """Mean cross-entropy with ``label_smoothing``."""
+    """Mean cross-entropy.
+
+    Attributes:
+        label_smoothing: share of each label that is spread over all classes.
+        keep: share of each batch that is trained on, the images with the highest loss (low-loss filtering, Jordan
+            2024, airbench96). A forward pass over the whole batch finds them, in training mode: what it sees enters
+            BatchNorm's running statistics as well, a second time for images that are kept. Loss and accuracy of
+            training are recorded of that pass, of whole batches.
+    """
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    keep: float = Field(default=1.0, gt=0, le=1)
 
 
 class Ema(Part):
@@ -170,10 +179,50 @@ class Ema(Part):
         return min(kept, (1 + update) / (10 + update)) if self.ramp else kept
 
 
+class Whiten(Part):
+    """Whitening patterns as the stem's first filters (Page 2019, "How to train your ResNet"; Jordan 2024, airbench).
+
+    The filters are the principal directions of the training images' patches, those of most variance first, each
+    scaled to unit variance; then their negatives, as many as the stem is wide. Filters left over keep what was drawn.
+    A run that starts from another's weights keeps those.
+
+    Attributes:
+        num: training images whose patches are looked at, drawn by the run's seed; all where there are fewer.
+        eps: added to a direction's variance before it is divided by.
+        frozen: the stem's filters do not learn, those left over included.
+    """
+
+    num: int = Field(default=5000, ge=1)
+    eps: Positive = 5e-4
+    frozen: bool = True
+
+
 class Init(Part):
-    """``zero_gamma``: the last BatchNorm of each residual branch starts at 0, else at 1."""
+    """How weights start; torch's own way where nothing is said.
+
+    Attributes:
+        zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1.
+        dirac: the first min(in, out) filters of each spatial convolution inside blocks start as identities (as in
+            airbench); not those of stem and shortcuts.
+        whiten: None leaves the stem as it is drawn.
+    """
 
     zero_gamma: bool = False
+    dirac: bool = False
+    whiten: Whiten | None = None
+
+
+class Norm(Part):
+    """The network's BatchNorms.
+
+    Attributes:
+        momentum: share of each batch in the running statistics, by which images are evaluated.
+        train_scale: whether scales learn; else they stay as they start (as in Jordan's airbench, 2024), and biases
+            alone learn.
+    """
+
+    momentum: float = Field(default=0.1, gt=0, le=1)
+    train_scale: bool = True
 
 
 class Normalise(Part):

@@ -181,6 +181,10 @@ def build_model(
     image_size: int = 32,
     *,
     zero_gamma: bool = False,
+    dirac: bool = False,
+    train_stem: bool = True,
+    norm_momentum: float = 0.1,
+    train_scale: bool = True,
     kernels: str = "eager",
 ) -> ResNet:
     """Return the float32 module of ``spec`` with torch's default initialisation, which the caller seeds.
@@ -191,6 +195,11 @@ def build_model(
         image_size: side of the square images, in pixels; with a fixed P it decides the head's size.
         zero_gamma: start the last norm's weight of every block at zero, so that blocks begin as their
             shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+        dirac: start the first filters of every spatial convolution inside blocks as identities: of as many channels
+            as it has of both inputs and outputs.
+        train_stem: whether the stem's filters require a gradient.
+        norm_momentum: share of each batch in every norm's running statistics.
+        train_scale: whether the norms' weights require a gradient.
         kernels: implementation of :class:`BatchNormAct2d`.
 
     Raises:
@@ -198,11 +207,24 @@ def build_model(
     """
     spec.layers(num_classes, image_size)
     model = ResNet(spec, num_classes, image_size, kernels)
-    if zero_gamma:
-        for module in model.modules():
-            if isinstance(module, BasicBlock | BottleneckBlock):
+    for module in model.modules():
+        if isinstance(module, BatchNormAct2d):
+            module.momentum = norm_momentum
+            module.weight.requires_grad_(train_scale)
+        elif isinstance(module, BasicBlock | BottleneckBlock):
+            if zero_gamma:
                 nn.init.zeros_(module.last_norm.weight)
+            if dirac:
+                _pass_on(module)
+    model.stem.conv.weight.requires_grad_(train_stem)
     return model
+
+
+def _pass_on(block: nn.Module) -> None:
+    """Let the spatial convolutions of a block's branch begin by passing channels on."""
+    for conv in block.children():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
+            nn.init.dirac_(conv.weight.detach()[: conv.in_channels])
 
 
 def set_kernels(model: nn.Module, kernels: str) -> None:

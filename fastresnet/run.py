@@ -114,10 +114,11 @@ class Clocks(BaseModel):
         build_s: making the model, the optimizer and the loaders.
         move_s: the part of ``build_s`` in which the data set was moved to the device, where the loader keeps it there.
         compile_s: compiling and the warm-up on random labels, after which the state is restored.
+        init_s: initialisation that depends on the data (``init.whiten``).
         train_s: training: moving data to the device, every draw and every step.
         between_s: evaluations between epochs and checkpoints: not counted in ``train_s``.
         eval_s: the final evaluation, with the TTA that is claimed.
-        time_to_target_s: ``train_s`` when an evaluation first reached the target, plus that evaluation.
+        time_to_target_s: ``init_s`` and ``train_s`` when an evaluation first reached the target, plus that evaluation.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -126,6 +127,7 @@ class Clocks(BaseModel):
     build_s: float = 0.0
     move_s: float = 0.0
     compile_s: float = 0.0
+    init_s: float = 0.0
     train_s: float = 0.0
     between_s: float = 0.0
     eval_s: float = 0.0

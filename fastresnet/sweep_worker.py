@@ -177,6 +177,7 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "seconds": clocks.data_s
         + clocks.build_s
         + clocks.compile_s
+        + clocks.init_s
         + clocks.train_s
         + clocks.between_s
         + clocks.eval_s,

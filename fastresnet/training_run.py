@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastresnet.assembly import (
     Loaders,
     build_step,
@@ -34,6 +36,7 @@ from fastresnet.run import (
     machine_difference,
 )
 from fastresnet.training_warmup import warm_up_step
+from fastresnet.whiten import Whitening
 
 AGREE_S = 1.0  # about how often several ranks agree whether to stop
 
@@ -77,7 +80,7 @@ class Run:
             parent = None
             if weights is not None:
                 parent = {"run": weights.run, "weights": weights.which, "sha256": weights.sha256}
-            self._build(weights)
+            self._build(weights, self._patterns() if weights is None else None)
             self._share_state()
             self._warm_up(path)
             self.step.state.clocks = self.clocks
@@ -205,14 +208,30 @@ class Run:
                         "and versions of one kind, and the same data"
                     )
 
-    def _build(self, weights: Weights | None = None) -> None:
+    def _patterns(self) -> torch.Tensor | None:
+        """Return the filters that the stem of a new run begins with, None where they are drawn alone."""
+        part = self.recipe.init.whiten
+        if part is None:
+            return None
+        whitening = Whitening(self.recipe, part, self.data.dataset, self.machine.device)
+        with self._clock("compile_s"):
+            whitening.warm_up()
+        with self._clock("init_s"):
+            return whitening.filters(self.data.splits["train"], self.config.seed)
+
+    def _build(self, weights: Weights | None = None, patterns: torch.Tensor | None = None) -> None:
         self._compare_ranks()
         with self._clock("build_s"):
             self.loaders = open_loaders(self.recipe, self.config, self.data, self.machine.device, self.ranks)
             self.clocks.move_s += self.loaders.move_s
             self.config = self.config.model_copy(update={"loader": self.loaders.backend})
             self.step = build_step(
-                self.recipe, self.machine, self.data, len(self.loaders.train), weights=weights
+                self.recipe,
+                self.machine,
+                self.data,
+                len(self.loaders.train),
+                weights=weights,
+                patterns=patterns,
             )
 
     def _warm_up(self, path: Path) -> None:

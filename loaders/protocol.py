@@ -66,6 +66,12 @@ class Split:
     beton: Path | None = None
     encoded: EncodedImages | None = None
 
+    def pixels(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images of ``indices`` [n]: uint8 [n, H, W, 3], in their order."""
+        if self.encoded is not None:
+            return np.stack([self.encoded.decode(index) for index in indices.tolist()])
+        return self.images[indices]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSpec:

@@ -71,6 +71,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     | {"ema": None},
     "muon, mixup, dropout": {"optimizer.name": "muon", "mix": {"name": "mixup", "block": 2}}
     | {"ema.every": 3, "dropout": {"head": 0.2, "block": 0.1}},
+    "low-loss filtering, mixup, dropout": {"loss.keep": 0.3, "mix": {"name": "mixup", "block": 2}}
+    | {"ema": None, "dropout": {"head": 0.2, "block": 0.1}},
     "decoupled decay, cutmix, augmentations": {"optimizer.decoupled": True, "optimizer.decay": "all"}
     | {
         "ema.every": 1,

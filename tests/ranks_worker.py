@@ -35,15 +35,23 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "muon": (
         {"optimizer.name": "muon", "optimizer.decay": "filters", "tta": "flip"}
-        | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]},
+        | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]}
+        | {"init.whiten": {"num": 50}},
         {},
     ),
     "resized": (
         {"drop_last": False, "resize": [{"size": 4, "until": 0.3}, {"size": 6, "until": 0.7}]},
         {"limit_train": 97},
     ),
+    # The last batch has 7 images, of which two ranks keep 2 each; or one, and other ranks none. Few images are kept,
+    # and a high lr makes more of rounding than the tolerance allows.
+    "low loss": ({"loss.keep": 0.4, "drop_last": False, "optimizer.lr": 0.01}, {"limit_train": 87}),
+    "low loss of one": ({"loss.keep": 0.4, "drop_last": False, "optimizer.lr": 0.01}, {"limit_train": 97}),
     "own norms": ({"drop_last": False}, {"sync_bn": False, "limit_train": 97}),
 }
+
+# What each rank does with its share of a batch, one process does not do with the whole.
+BY_SHARES = ("low loss", "low loss of one", "own norms")
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
         if run["row"]["recipe"] is None:
             continue
         clocks = run["clocks"]
-        assert run["seconds"] == clocks["move_s"] + clocks["train_s"] + clocks["eval_s"]
+        assert run["seconds"] == clocks["move_s"] + clocks["init_s"] + clocks["train_s"] + clocks["eval_s"]
         assert [accuracy for _, accuracy in run["curve"]][-1] == run["accuracy"]
         assert len(run["curve"]) == run["row"]["epochs"] and run["machine"]["loader"] == "numba"
         crossed = any(accuracy >= 0.5 for _, accuracy in run["curve"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from optional_parts import need
-from ranks_worker import CASES
+from ranks_worker import BY_SHARES, CASES
 from tiny_runs import (
     ARCH,
     BATCH,
@@ -36,6 +36,7 @@ from fastresnet.engine.fit import Interrupted
 from fastresnet.errors import UserError
 from fastresnet.folder import find_run
 from fastresnet.kernels.norm_act import BatchNormAct2d, activate
+from fastresnet.losses import Filter
 from fastresnet.torchrun import Launch, read_launch
 from fastresnet.training import MachineDiffers, resume, train
 
@@ -109,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
                 codes, _, said[world_size] = ended(ranks[: len(expected)])
             assert codes == expected, said[world_size]
         for name, (overrides, options) in CASES.items():
-            if options.get("sync_bn", True):
+            if name not in BY_SHARES:
                 train(
                     tiny_recipe(overrides), tiny_config(data, **options), runs_dir=folder / "1", run_name=name
                 )
@@ -130,9 +131,7 @@ def assert_near(ranks: Path, alone: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize(
-    "name", [name for name, (_, options) in CASES.items() if options.get("sync_bn", True)]
-)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in BY_SHARES])
 def test_ranks_learn_what_one_process_does(
     trained: tuple[Path, Path, dict[int, list[str]]], name: str, world_size: int
 ) -> None:
@@ -184,6 +183,32 @@ def test_ranks_with_norms_of_their_own_learn_what_one_process_does_that_normalis
     shares = f"{world_size} shares"
     train(tiny_recipe(overrides), tiny_config(data, **options), runs_dir=folder / "1", run_name=shares)
     assert_near(folder / str(world_size) / "own norms", folder / "1" / shares)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("name", [name for name in BY_SHARES if "low loss" in name])
+def test_ranks_that_keep_what_they_have_of_highest_loss_learn_what_one_process_does_that_keeps_by_shares(
+    trained: tuple[Path, Path, dict[int, list[str]]],
+    name: str,
+    world_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+) -> None:
+    data, folder, _ = trained
+    choose = Filter.__call__
+
+    def by_shares(
+        self: Filter, logits: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        places = torch.arange(len(labels)).tensor_split(world_size)
+        kept = [share[choose(self, logits[share], labels[share])[0]] for share in places if len(share)]
+        return torch.cat(kept), choose(self, logits, labels)[1]
+
+    monkeypatch.setattr(Filter, "__call__", by_shares)
+    overrides, options = CASES[name]
+    shares = f"{name} by {world_size}"
+    train(tiny_recipe(overrides), tiny_config(data, **options), runs_dir=folder / "1", run_name=shares)
+    assert_near(folder / str(world_size) / name, folder / "1" / shares)
 
 
 def test_a_run_that_was_stopped_on_one_rank_learns_the_same_bits(

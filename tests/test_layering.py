@@ -47,7 +47,7 @@ ROOMS = {
     "engine": Room(("engine",), ENGINE_MAY),
     # loaders: an image to predict goes through the decoder that packs data sets
     "inference": Room(("inference", "export"), (*ENGINE_MAY, "engine", "loaders")),
-    "train": Room(("training*", "assembly", "evaluation", "determinism"), TRAIN_MAY),
+    "train": Room(("training*", "assembly", "whiten", "evaluation", "determinism"), TRAIN_MAY),
     "sweep": Room(("sweep*",), ("arch", "recipe", "run", "engine", "loaders", "train")),
     # train: a confusion matrix is an evaluation, an augmentation grid what the training loader yields
     "report": Room(("report",), (*TRAIN_MAY, "train", "sweep")),

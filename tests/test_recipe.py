@@ -119,6 +119,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "{name = 'step'}"}, r"schedule.period is missing"),
     ({"schedule": "{period = 3}"}, r"schedule.name is missing \(allowed: constant, step"),
     ({"optimizer.momentum": "0"}, r"optimizer: momentum is 0"),
+    ({"loss.keep": "0"}, r"loss.keep is 0; it must be above 0"),
+    ({"init.whiten": "{num = 0}"}, r"init.whiten.num is 0; it must be at least 1"),
+    ({"norm.momentum": "0"}, r"norm.momentum is 0; it must be above 0"),
+    (
+        {"norm.train_scale": "false"},
+        r"norm.train_scale is false, so the scales that init.zero_gamma .* set init.zero_gamma to false",
+    ),
     ({"name": "Fast Two"}, r"name is 'Fast Two'"),
 ]
 

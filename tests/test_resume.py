@@ -49,6 +49,15 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"schedule.patience": 0, "schedule.threshold": 0.5, "schedule.gamma": 0.5},
         {"eval_every": 3, "amp": "off"},
     ),
+    "muon with lookahead, frozen scales": (
+        {"optimizer.name": "muon", "optimizer.lookahead": {"k": 4}, "init.zero_gamma": False}
+        | {"norm.train_scale": False, "norm.momentum": 0.4},
+        {},
+    ),
+    "low-loss filtering, cutmix": (
+        {"loss.keep": 0.4, "mix": {"name": "cutmix", "block": 16}, "dropout": {"head": 0.2}},
+        {},
+    ),
     "adadelta, clipped, float32": ({"optimizer.name": "adadelta", "clip_grad_norm": 0.5}, {"amp": "off"}),
 }
 

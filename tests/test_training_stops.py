@@ -30,8 +30,10 @@ def poison(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = TrainStep.forward_eager
 
     def poisoned(self: TrainStep, *args: Any) -> Any:
-        loss, num_correct = forward(self, *args)
-        return (loss * math.nan if self.state.step == step - 1 else loss), num_correct
+        *losses, num_correct = forward(self, *args)
+        if self.state.step == step - 1:
+            losses = [loss * math.nan for loss in losses]
+        return *losses, num_correct
 
     monkeypatch.setattr(TrainStep, "forward_eager", poisoned)
 

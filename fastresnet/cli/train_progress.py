@@ -245,9 +245,10 @@ def show_result(result: RunResult, runs_dir: Path) -> None:
     typer.echo(
         f"best {split} accuracy on {on}: {best['accuracy']:.4f}{of_test}, at epoch {best['epoch']}, chosen on {chosen}"
     )
+    initialisation = f"initialisation {duration(clocks.init_s)}, " if clocks.init_s else ""
     typer.echo(
-        f"times    train {duration(clocks.train_s)}, final evaluation {duration(clocks.eval_s)}; not counted: data "
-        f"{duration(clocks.data_s)}, build {duration(clocks.build_s)}, warm-up and compile "
+        f"times    {initialisation}train {duration(clocks.train_s)}, final evaluation {duration(clocks.eval_s)}; "
+        f"not counted: data {duration(clocks.data_s)}, build {duration(clocks.build_s)}, warm-up and compile "
         f"{duration(clocks.compile_s)}, evaluations and checkpoints between {duration(clocks.between_s)}"
     )
     if result.config.target is not None:

@@ -227,7 +227,7 @@ class Fit:
         clocks = self.step.state.clocks
         reached = self.target is not None and result.accuracy >= self.target
         if chosen_on and reached and clocks.time_to_target_s is None:
-            clocks.time_to_target_s = clocks.train_s + time.perf_counter() - self._clock
+            clocks.time_to_target_s = clocks.init_s + clocks.train_s + time.perf_counter() - self._clock
 
     def _note_best(self, results: dict[str, EvalResult]) -> None:
         """Keep the weights of the best evaluation; of equals, the first."""

@@ -29,7 +29,7 @@ from fastresnet.engine.timetable import Timetable
 from fastresnet.errors import UserError
 from fastresnet.kernels.conv import set_convs
 from fastresnet.loaders.protocol import Batch
-from fastresnet.losses import LossFunction, Targets
+from fastresnet.losses import Filter, LossFunction, Targets, taken
 from fastresnet.mix import Mix, SentDraw
 from fastresnet.optim import Lookahead, set_lr
 from fastresnet.resnet import set_kernels
@@ -53,7 +53,7 @@ class Way:
 
 
 class _Doing(NamedTuple):
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     update: Callable[..., None]
     learn: Callable[..., None]
     scorer: Scorer
@@ -70,6 +70,7 @@ class TrainStep:
         amp_dtype: dtype of activations; float32 is without autocast.
         seed: of dropout (order contract).
         has_dropout: reseed dropout's generator at each step.
+        filter: chooses the images that are trained on; None takes all.
         exchange: joins the step with those of the other ranks; None for a process by itself.
         capture: how graphs are captured; None captures CUDA graphs.
 
@@ -93,6 +94,7 @@ class TrainStep:
         amp_dtype: torch.dtype,
         seed: int,
         has_dropout: bool,
+        filter: Filter | None = None,
         exchange: Exchange | None = None,
         capture: Capture | None = None,
     ) -> None:
@@ -105,6 +107,7 @@ class TrainStep:
         self.amp_dtype = amp_dtype
         self.seed = seed
         self.has_dropout = has_dropout
+        self.filter = filter
         self.exchange = exchange
         self.ranks = exchange.ranks if exchange else ALONE
         self.capture = capture
@@ -229,12 +232,12 @@ class TrainStep:
         """Do all that is done on the device, and change nothing on the host."""
         state = self.state
         if self.exchange is None:
-            loss, num_correct = self.forward(
+            loss, shown, num_correct = self.forward(
                 state.model, images, labels, indices, *drawn, image_size=image_size
             )
             self._scaled(loss).backward()
             self._advance()
-            self.update(loss.detach(), num_correct, len(labels), averaging)
+            self.update(shown.detach(), num_correct, len(labels), averaging)
         else:
             whole = self._learn_with_others(
                 self.exchange, images, labels, indices, *drawn, image_size=image_size
@@ -266,17 +269,19 @@ class TrainStep:
             nothing = torch.zeros((), device=labels.device)
             if exchange.sync_norms:  # the other ranks wait in every norm
                 inputs = self.augment(images, None, self.amp_dtype, train=False)
+                if self.filter is not None:
+                    with torch.no_grad(), autocast(self.device_type, self.amp_dtype):
+                        model(inputs)
                 with autocast(self.device_type, self.amp_dtype):
                     (model(inputs).float().sum() * 0).backward()
             else:
-                exchange.skip()
+                exchange.skip(num_passes=1 if self.filter is None else 2)
             return exchange(nothing, nothing, 0)
         # Shares of different sizes have different graphs, which may exchange statistics in different orders.
         forward = self.forward if exchange.is_complete(self.state.epoch_step) else self.forward_eager
-        loss, num_correct = forward(model, images, labels, indices, *drawn, image_size=image_size)
-        loss = exchange.weigh(loss, size)
-        self._scaled(loss).backward()
-        return exchange(loss.detach(), num_correct, size)
+        loss, shown, num_correct = forward(model, images, labels, indices, *drawn, image_size=image_size)
+        self._scaled(exchange.weigh_kept(loss, size)).backward()
+        return exchange(exchange.weigh(shown.detach(), size), num_correct, size)
 
     def forward_eager(
         self,
@@ -286,20 +291,29 @@ class TrainStep:
         indices: torch.Tensor,
         *drawn: torch.Tensor,
         image_size: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, a float32 scalar, and the number of right answers, an int64 scalar.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss to learn from, that of all images (float32 scalars), and the right answers to all (int64).
 
-        ``images`` is uint8 [B, 3, H, W] channels-last, ``labels`` and ``indices`` int64 [B], ``drawn`` a
-        :class:`SentDraw` or nothing; the network sees the images at ``image_size`` pixels a side.
+        The losses are one tensor unless a filter keeps some images. ``images`` is uint8 [B, 3, H, W] channels-last,
+        ``labels`` and ``indices`` int64 [B], ``drawn`` a :class:`SentDraw` or nothing; the network sees the images
+        at ``image_size`` pixels a side.
         """
         inputs = self.augment(images, indices, self.amp_dtype, train=True)
         targets: torch.Tensor | Targets = labels
         if self.mix is not None:
             inputs, targets = self.mix.mixed(inputs, labels, SentDraw(*drawn))
         inputs = shrink(inputs, image_size)
-        with autocast(self.device_type, self.amp_dtype):
+        with torch.set_grad_enabled(self.filter is None), autocast(self.device_type, self.amp_dtype):
             logits = model(inputs)
-        return self.loss(logits, targets), (logits.detach().argmax(1) == labels).sum()
+        num_correct = (logits.detach().argmax(1) == labels).sum()
+        if self.filter is None:
+            loss = self.loss(logits, targets)
+            return loss, loss, num_correct
+        places, shown = self.filter(logits, targets)
+        # Autocast anew: it would give the weights' casts of above again, which have no gradient.
+        with autocast(self.device_type, self.amp_dtype):
+            logits = model(inputs[places])
+        return self.loss(logits, taken(targets, places)), shown, num_correct
 
     def update_eager(
         self, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int | torch.Tensor, averaging: bool

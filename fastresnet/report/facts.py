@@ -149,6 +149,7 @@ def times_table(record: RunRecord) -> Table:
     rows = [
         ("training", duration(clocks.train_s), "moving data to the device, every draw and step"),
         ("an epoch", _epoch_s(record), "training, mean"),
+        *([("initialisation", duration(clocks.init_s), "from training images")] if clocks.init_s else []),
         ("final evaluation", duration(clocks.eval_s), "test, with the TTA that is claimed"),
     ]
     if record.config.target is not None:
@@ -157,7 +158,9 @@ def times_table(record: RunRecord) -> Table:
             (
                 f"to {percent(record.config.target)}",
                 DASH if reached is None else duration(reached),
-                "not reached" if reached is None else "training, and the evaluation that showed it",
+                "not reached"
+                if reached is None
+                else "initialisation, training, and the evaluation that showed it",
             )
         )
     if speeds:
@@ -168,7 +171,8 @@ def times_table(record: RunRecord) -> Table:
         ("compile and warm-up", duration(clocks.compile_s), "not counted: on random labels, then undone"),
         ("between epochs", duration(clocks.between_s), "not counted: evaluations and checkpoints"),
     ]
-    total_s = sum(value for name, value in clocks.model_dump().items() if name != "time_to_target_s")
+    parts_of_others = {"move_s", "time_to_target_s"}
+    total_s = sum(value for name, value in clocks.model_dump().items() if name not in parts_of_others)
     rows.append(("in all", duration(total_s), "counted or not"))
     return Table(
         caption=f"Times on {record.environment['device_name']}",
