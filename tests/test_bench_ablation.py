@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tiny_runs import ARCH
 from typer.testing import CliRunner, Result
 
+from fastresnet.bench import continued
 from fastresnet.bench.ablation import BASE, Factors, tables, verdict_of
 from fastresnet.bench.ablation_page import to_markdown
+from fastresnet.bench.time_to_accuracy import own_runs_dir
 from fastresnet.cli.main import app
 from fastresnet.recipe import load_recipe
 from fastresnet.sweep_cells import science_of
@@ -95,6 +97,30 @@ def test_an_ablation_killed_and_gone_on_with(factors: Path, data: Path, tmp_path
     assert "epochs was 2 and is 3" in refused("bench", "ablation", *own[:-1], "3")
     assert "set was {'batch_size': '16'" in refused("bench", "ablation", *own, "--set", "augment.flip=none")
     assert "loader was auto and is torch" in refused("bench", "ablation", *own, "--loader", "torch")
+
+
+def test_a_record_that_another_process_fills_is_left_to_it(
+    factors: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had added meanwhile was overwritten with what had been read before."""
+    out = tmp_path / "a.json"
+    own = ["bench", "ablation", *tiny(factors, data, out), "--epochs", "1", "--runs", "1", "--minutes", "0"]
+    with own_runs_dir(out):
+        assert f"another process fills the board {out}" in refused(*own)
+    assert not out.exists()
+    assert CliRunner().invoke(app, [str(part) for part in own]).exit_code == 0
+    record = json.loads(out.read_text())
+
+    read = continued.earlier_record
+
+    def read_and_overtaken(*given: Any) -> Any:
+        found = read(*given)
+        out.write_text(json.dumps(record | {"runs": [{"by": "another"}]}))
+        return found
+
+    monkeypatch.setattr(continued, "earlier_record", read_and_overtaken)
+    assert f"another process has just added to {out}; give the command again" in refused(*own)
+    assert json.loads(out.read_text())["runs"] == [{"by": "another"}]
 
 
 def test_the_packaged_factors_each_change_the_recipe_in_their_own_way() -> None:

@@ -25,7 +25,7 @@ from typed_commands import Command
 from fastresnet.bench import packing
 from fastresnet.bench.board import Row, standings
 from fastresnet.bench.board_page import draw, to_markdown
-from fastresnet.bench.packing import decided, in_words, shared
+from fastresnet.bench.packing import decided, found_in, in_words, shared
 from fastresnet.engine.warmup import KEEP_RATIO
 from fastresnet.run import RunConfig
 
@@ -205,6 +205,14 @@ def test_at_once_is_taken_where_it_is_faster_a_run(speeds: list[tuple[float, flo
     if all(2 * one < all_ for one, all_ in speeds):
         assert found["at_once"] == asked
     assert "one at a time" in in_words(found | {"arch": "x"}) or found["at_once"] == asked
+
+
+def test_what_cannot_be_had_at_once_says_why() -> None:
+    found = {**FASTER, "at_once": 1, "failed": "the GPU's memory is too small"}
+    told = f"{ARCH}: 2 at once cannot be had (the GPU's memory is too small), so one at a time"
+    assert in_words(found) == told
+    assert found_in({"packing": [found]}, ARCH, 2) == found
+    assert found_in({"packing": [found]}, ARCH, 3) is None and found_in({}, ARCH, 2) is None
 
 
 def test_threads_are_shared() -> None:

@@ -54,37 +54,42 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
         what: the record in a word.
 
     Raises:
-        UserError: a run failed; what was run before is kept.
+        UserError: another process fills it, or did since it was read; a run failed, and what was run before is kept.
         typer.Exit: a signal asked to stop.
     """
+    from fastresnet.bench.record import load_record
+    from fastresnet.bench.time_to_accuracy import own_runs_dir
     from fastresnet.engine.fit import Interrupted
+    from fastresnet.errors import UserError
     from fastresnet.signals import Stopped
 
     stopped: int | None = None
-    try:
-        _fill(board, path, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
-    except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
-        stopped = stop.signum
-    finally:
-        board.save(board.record)
+    with own_runs_dir(path) as runs_dir:
+        if path.exists() and load_record(path).get("runs") != board.record["runs"]:
+            raise UserError(f"another process has just added to {path}; give the command again")
+        try:
+            _fill(board, runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
+        except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
+            stopped = stop.signum
+        finally:
+            board.save(board.record)
     if stopped is not None:
         typer.echo(f"stopped; the {what} is kept in {path}, and the same command goes on with it", err=True)
         raise typer.Exit(128 + stopped)
 
 
-def _fill(board: Board, path: Path, out_of_time: Callable[[], bool]) -> None:
-    from fastresnet.bench.time_to_accuracy import estimate_s, own_runs_dir
+def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
+    from fastresnet.bench.time_to_accuracy import estimate_s
     from fastresnet.run import duration
 
-    with own_runs_dir(path) as runs_dir:
-        board.settle()
-        if not board.jobs():
-            return
-        seconds, num_runs, unknown = estimate_s(board)
-        if seconds > LONG_BOARD_S:
-            beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
-            board.tell(
-                f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
-                "and the same command goes on"
-            )
-        board.fill(runs_dir, out_of_time)
+    board.settle()
+    if not board.jobs():
+        return
+    seconds, num_runs, unknown = estimate_s(board)
+    if seconds > LONG_BOARD_S:
+        beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
+        board.tell(
+            f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
+            "and the same command goes on"
+        )
+    board.fill(runs_dir, out_of_time)
