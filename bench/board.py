@@ -9,7 +9,8 @@
 On the clock (``seconds``): moving the data to the device, initialisation that depends on the data, every draw and
 training step, and the final evaluation with the TTA that the row names. Off it: imports, packing, building, compiling,
 the warm-up on random labels after which the state is restored, evaluations between epochs and checkpoints. A peer's
-clock is its own, and is said.
+clock is its own, and is said. A training that had others beside it on the device has the same clock, and says how many
+trainings get done, not how soon one does: its row is another than that of trainings alone.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Row:
         num_params: None for a peer.
         epochs: None for a peer.
         tta: what the final accuracy averages over.
+        at_once: most trainings that ran beside each other, itself included.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Row:
     num_params: int | None
     epochs: int | None
     tta: str
+    at_once: int = 1
 
     @property
     def label(self) -> str:
@@ -74,6 +77,8 @@ class Row:
             words.append(f"{self.recipe}, {self.epochs} epochs")
         if self.tta != "none":
             words.append(f"{self.tta} TTA")
+        if self.at_once > 1:
+            words.append(f"{self.at_once} at once")
         return ", ".join(words)
 
 
@@ -164,7 +169,10 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
 
 
 def standings(record: dict[str, Any]) -> list[Summary]:
-    """Return every row that was asked for: those that reach the target by their time, then the others by accuracy."""
+    """Return every row that was asked for: those that reach the target by their time, then the others by accuracy.
+
+    Among those that reach it, the ones whose trainings ran at once come after all that were timed alone.
+    """
     rows = [Row(**row) for row in record["rows"]]
     order = ("reaches", "mean only", "one run", "below", "unmeasured")
     found = [summarise(record, row) for row in dict.fromkeys(rows)]
@@ -172,6 +180,7 @@ def standings(record: dict[str, Any]) -> list[Summary]:
         found,
         key=lambda line: (
             order.index(line.verdict),
+            line.verdict == "reaches" and line.row.at_once > 1,
             (line.seconds or 0.0) if line.verdict == "reaches" else -(line.accuracy or 0.0),
         ),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.board import FIGURE, SEARCH, Summary, row_of, standings
+from fastresnet.bench.packing import in_words
 from fastresnet.bench.record import write_record
 from fastresnet.report.palette import LIGHT
 
@@ -32,6 +33,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     where, settings = record["environment"], record["settings"]
     lines_of = standings(record)
     energy = any(line.energy_j is not None for line in lines_of)
+    at_once = any(line.row.at_once > 1 for line in lines_of)
     header = ["row", "parameters", "epochs", "runs", "accuracy, mean (sd)", "lower bound", "reaches it"]
     header += ["seconds, fixed budget", "seconds, first crossing *"]
     header += ["J a run"] if energy else []
@@ -56,16 +58,34 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
         "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters.",
     ]
+    lines += packing_notes(record)
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
     if not energy and record.get("energy"):
         lines += ["", f"No energy was read: {record['energy']}."]
     elif energy:
-        lines += ["", f"Energy: {record['energy']}."]
+        apart = "; none is attributed to trainings that ran at once" if at_once else ""
+        lines += ["", f"Energy: {record['energy']}{apart}."]
     lines += _peers(record)
     if record["not_measured"]:
         lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return "\n".join(lines) + "\n"
+
+
+def packing_notes(record: dict[str, Any]) -> list[str]:
+    """Return the paragraphs that tell what was run at once, what its seconds are, and why."""
+    lines = []
+    most = max((row.get("at_once", 1) for row in record["rows"]), default=1)
+    if most > 1:
+        lines = [
+            "",
+            f"Rows of up to {most} at once are throughput, not latency: each run's clock is its own process's while "
+            "others train beside it on the same device, each with its share of the CPU threads. They are never "
+            "averaged with runs that were alone.",
+        ]
+    if record.get("packing"):
+        lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['packing']))}."]
+    return lines
 
 
 def _line(line: Summary, energy: bool) -> str:
@@ -75,9 +95,10 @@ def _line(line: Summary, energy: bool) -> str:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
     tta = f", {row.tta} TTA" if row.tta != "none" else ""
     recipe = f" ({row.recipe})" if row.recipe is not None else " (its own clock)"
+    apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
     cells = [
-        f"{row.name}{recipe}{tta}",
+        f"{row.name}{recipe}{tta}{apart}",
         f"{row.num_params:,}" if row.num_params is not None else "",
         f"{row.epochs}{' †' if line.searched else ''}" if row.epochs is not None else "",
         str(line.runs or ""),
@@ -116,7 +137,10 @@ def _peers(record: dict[str, Any]) -> list[str]:
 
 
 def draw(record: dict[str, Any]) -> bytes:
-    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour a row."""
+    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour a row.
+
+    Runs that were at once are dotted and end in a square, as their seconds are no latency.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -127,12 +151,13 @@ def draw(record: dict[str, Any]) -> bytes:
     for place, line in enumerate(standings(record)):
         colour = colours[place % len(colours)]
         runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) == line.row]
-        label: str | None = line.row.label
+        label: str | None = line.row.label + (" (throughput)" if line.row.at_once > 1 else "")
+        marker, dashes = ("s", ":") if line.row.at_once > 1 else ("o", "-")
         for run in runs:
             curve = run.get("curve", [])
             seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
-            axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9)
-            axes.plot(run["seconds"], run["accuracy"], "o", color=colour, markersize=4, label=label)
+            axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9, linestyle=dashes)
+            axes.plot(run["seconds"], run["accuracy"], marker, color=colour, markersize=4, label=label)
             label = None  # one entry a row
             lowest = min(lowest, run["accuracy"])
     axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")

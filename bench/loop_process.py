@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -66,8 +66,14 @@ class LoopProcess:
 
     def time(self, steps: int, *, alone: bool = False) -> float:
         """Train ``steps`` steps, ``alone`` or with the loader, and return the images a second."""
-        self._pipe.send((steps, alone))
+        self._begin(steps, alone)
         return float(self._answer())
+
+    def _begin(self, steps: int, alone: bool = False) -> None:
+        try:
+            self._pipe.send((steps, alone))
+        except BrokenPipeError:
+            raise UserError(f"the process of {self.name!r} died") from None
 
     def _answer(self) -> Any:
         try:
@@ -86,6 +92,13 @@ class LoopProcess:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def time_together(processes: Sequence[LoopProcess], steps: int) -> list[float]:
+    """Train ``steps`` steps in every process at once, with its loader, and return the images a second of each."""
+    for process in processes:
+        process._begin(steps)
+    return [float(process._answer()) for process in processes]
 
 
 def _serve(pipe: Connection, make: Callable[..., Loop], arguments: tuple[Any, ...]) -> None:

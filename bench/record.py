@@ -17,7 +17,14 @@ from fastresnet.atomic import explain_os_error, write_atomic
 from fastresnet.errors import UserError
 from fastresnet.run import environment
 
-KINDS = ("loaders", "kernels", "throughput", "time-to", "sweep")  # as typed after `fastresnet bench`
+KINDS = (
+    "loaders",
+    "kernels",
+    "throughput",
+    "time-to",
+    "ablation",
+    "sweep",
+)  # as typed after `fastresnet bench`
 
 
 def typed_command() -> str:

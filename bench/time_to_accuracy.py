@@ -1,8 +1,9 @@
 """Trainings against the clock until the board is full; :mod:`fastresnet.bench.board` says what is on the clock.
 
 Every run is trained in this process, one after another, the rows taking turns, so that a machine that drifts slows all
-alike. The record is written after each run: a board that was killed goes on with the run it was at, from its start,
-since a training that was interrupted cannot be timed.
+alike; or, where that was asked for and is faster a run, several at once, in rows of their own. The record is written
+after each run: a board that was killed goes on with the run it was at, from its start, since a training that was
+interrupted cannot be timed.
 """
 
 from __future__ import annotations
@@ -10,88 +11,28 @@ from __future__ import annotations
 import datetime
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastresnet.assembly import Data, build_step, choose_machine
+from fastresnet.assembly import Data, choose_machine
 from fastresnet.atomic import explain_os_error
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
+from fastresnet.bench.board_run import measure_run_s, train_once
+from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
-from fastresnet.bench.peers import Peer
+from fastresnet.bench.packed import Trainer, answers, crew
+from fastresnet.bench.packing import found_in, settle, shared
 from fastresnet.bench.schedule_search import Found, Try, next_try
-from fastresnet.catalogue import CATALOGUE
-from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.errors import UserError
-from fastresnet.recipe import Recipe, recipe_names
-from fastresnet.run import RunConfig, RunResult, git_sha
-from fastresnet.sweep_cells import science_of
-from fastresnet.training import train
-from fastresnet.training_warmup import warm_up_step
+from fastresnet.run import RunConfig, git_sha
 
 SEARCH_SEEDS = 1_000_000  # a search's runs take seeds from here on, the figures' from 0: never the same
-TELL_EVERY_S = 20.0
-FINAL_ARCHS = ("n3-b2-c85-p8", "improved-resnet", "resnet18-c42")  # of R1, R2 and R3
-FASTEST = "fastest"  # a recipe that brings its own arch, once there is one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contestant:
-    """What is run: a recipe with its arch and epochs, or a peer.
-
-    Attributes:
-        name: on the board.
-        recipe: None for a peer.
-        peer: None for a training of ours.
-    """
-
-    name: str
-    recipe: Recipe | None = None
-    peer: Peer | None = None
-
-    def with_epochs(self, epochs: int) -> Contestant:
-        """Return the same with another number of epochs."""
-        assert self.recipe is not None
-        return replace(self, recipe=self.recipe.with_overrides({"epochs": epochs}))
-
-    def row(self, data: Data) -> Row:
-        """Return its line of the board."""
-        if self.recipe is None:
-            assert self.peer is not None
-            return Row(
-                name=self.name,
-                recipe=None,
-                science=self.peer.command,
-                num_params=None,
-                epochs=None,
-                tta="none",
-            )
-        text = json.dumps(science_of(self.recipe), sort_keys=True)
-        sizes = data.dataset.num_classes, data.dataset.image_size
-        return Row(
-            name=self.name,
-            recipe=self.recipe.name,
-            science=hashlib.sha256(text.encode()).hexdigest()[:16],
-            num_params=self.recipe.arch_spec().num_params(*sizes),
-            epochs=self.recipe.epochs,
-            tta=self.recipe.tta,
-        )
-
-
-def default_names() -> list[str]:
-    """Return the archs of a whole board: R0's table, the final ones of R1, R2 and R3, and our fastest recipe's."""
-    table = [entry.name for entry in CATALOGUE if entry.table == "r0-table1"]
-    ours = [name for name in recipe_names() if name == FASTEST]
-    return [*table, *FINAL_ARCHS, *ours]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +43,11 @@ class Job:
     row: Row
     role: str
     seed: int
+
+    @property
+    def named(self) -> str:
+        """Which run of its row it is, counted from 1."""
+        return f"{'search' if self.role == SEARCH else 'run'} {self.seed % SEARCH_SEEDS + 1}"
 
 
 @dataclass(kw_only=True)
@@ -117,6 +63,7 @@ class Board:
         record: what is on the board; grows.
         save: given the record after each run.
         tell: told lines.
+        parallel: most trainings at once, of archs for which that is faster a run.
     """
 
     contestants: Sequence[Contestant]
@@ -127,26 +74,54 @@ class Board:
     record: dict[str, Any]
     save: Callable[[dict[str, Any]], None]
     tell: Callable[[str], None]
+    parallel: int = 1
 
-    def jobs(self) -> list[Job]:
-        """Return the next run of each row that has one; rows that a search has yet to choose are not in the record."""
-        found = [job for contestant in self.contestants if (job := self._next(contestant)) is not None]
+    def settle(self) -> None:
+        """Have the record say of each arch whether it is run at once; where it does not, that is measured.
+
+        Raises:
+            UserError: as a training of it would.
+        """
+        for contestant in self.contestants:
+            if self.parallel > 1 and contestant.recipe is not None:
+                settle(self.record, contestant.recipe, self.config, self.data, self.parallel, self.tell)
+
+    def row(self, contestant: Contestant) -> Row:
+        """Return the contestant's line of the board, :meth:`settle` done."""
+        at_once = 1
+        if self.parallel > 1 and contestant.recipe is not None:
+            found = found_in(self.record, contestant.recipe.arch, self.parallel)
+            assert found is not None
+            at_once = found["at_once"]
+        return contestant.row(self.data, at_once)
+
+    def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
+        """Return the next run of each row that has one, beside those that are ``under_way``.
+
+        Rows that a search has yet to choose are not in the record.
+        """
+        found = [
+            job for contestant in self.contestants if (job := self._next(contestant, under_way)) is not None
+        ]
         return sorted(found, key=lambda job: job.seed % SEARCH_SEEDS)  # stable: rows in order
 
-    def _next(self, contestant: Contestant) -> Job | None:
+    def _next(self, contestant: Contestant, under_way: Sequence[Job]) -> Job | None:
         if self.search and contestant.recipe is not None:
+            if any(job.role == SEARCH and job.contestant.name == contestant.name for job in under_way):
+                return None  # what it tries next depends on that one
             decision = self._decide(contestant)
             if isinstance(decision, Try):
                 tried = contestant.with_epochs(decision.epochs)
-                row = tried.row(self.data)
+                row = self.row(tried)
                 seed = SEARCH_SEEDS + len(runs_of(self.record, row, SEARCH))
                 return Job(contestant=tried, row=row, role=SEARCH, seed=seed)
             # Where not even the longest reaches the target, its figure says how far it is from it.
             contestant = contestant.with_epochs(decision.epochs or contestant.recipe.epochs)
-        row = contestant.row(self.data)
-        if asdict(row) not in self.record["rows"]:
+        row = self.row(contestant)
+        if row not in (Row(**each) for each in self.record["rows"]):
             self.record["rows"].append(asdict(row))
         done = {run["seed"] for run in runs_of(self.record, row)}
+        done |= {job.seed for job in under_way if job.row == row}
         left = [seed for seed in range(self.runs) if seed not in done]
         return Job(contestant=contestant, row=row, role=FIGURE, seed=left[0]) if left else None
 
@@ -157,13 +132,13 @@ class Board:
             row = row_of(run)
             if run["role"] != SEARCH or row.name != contestant.name or row.epochs is None:
                 continue
-            if row == contestant.with_epochs(row.epochs).row(self.data):
+            if row == self.row(contestant.with_epochs(row.epochs)):
                 results.setdefault(row.epochs, []).append(run["accuracy"])
         target = self.record["settings"]["target"]
         return next_try(results, target, longest=contestant.recipe.epochs, most_runs=self.runs)
 
     def fill(self, runs_dir: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
-        """Run what is missing, each row in turn, until nothing is or the time is up.
+        """Run what is missing, each row in turn, until nothing is or the time is up; rows that are run at once first.
 
         Raises:
             UserError: a peer failed, or a training cannot be done; what was run before is kept.
@@ -173,18 +148,17 @@ class Board:
         self.record["energy"] = (
             meter.obstacle or "of the whole GPU, from the first step to the end of the run"
         )
+        self._fill_at_once(runs_dir, out_of_time)
         while (jobs := self.jobs()) and not out_of_time():
             for job in jobs:
                 if out_of_time():
                     break
-                run = self._run(job, runs_dir, meter)
-                self.record["runs"].append(run)
-                self.save(self.record)
-                self.tell(_told(run, job))
+                self._add(self._run(job, runs_dir, meter), job)
         self.record["not_measured"] = [job.row.label for job in self.jobs()]
 
-    def _run(self, job: Job, runs_dir: Path, meter: EnergyMeter) -> dict[str, Any]:
-        entry: dict[str, Any] = {
+    def _begun(self, job: Job) -> dict[str, Any]:
+        """Return what is known of a run before it is done."""
+        return {
             "row": asdict(job.row),
             "role": job.role,
             "seed": job.seed,
@@ -193,92 +167,80 @@ class Board:
             "crossing_s": None,
             "energy_j": None,
         }
+
+    def _run(self, job: Job, runs_dir: Path, meter: EnergyMeter) -> dict[str, Any]:
+        """Return one run, done with nothing beside it."""
+        begun = self._begun(job)
         if job.contestant.peer is not None:
-            return entry | job.contestant.peer.run(job.seed)
+            return begun | job.contestant.peer.run(job.seed)
         assert job.contestant.recipe is not None
-        listener = _Watch(job.row.label, meter, self.tell)
-        start = time.perf_counter()
         config = self.config.model_copy(update={"seed": job.seed})
-        try:
-            result = train(job.contestant.recipe, config, runs_dir=runs_dir, listener=listener)
-        finally:
-            shutil.rmtree(runs_dir, ignore_errors=True)
-            torch.compiler.reset()  # the next network's graphs count against the same limit
-        after = meter.read()
-        if after is not None and listener.joules is not None:
-            entry["energy_j"] = after - listener.joules
-        return entry | outcome(result) | {"process_s": time.perf_counter() - start}
+        return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
 
+    def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
+        """Do the runs of the rows that are run at once; as one ends, the next begins."""
 
-def outcome(result: RunResult) -> dict[str, Any]:
-    """Return what the board keeps of a training, as JSON types."""
-    clocks, tta = result.clocks, result.test_accuracy_tta
-    crossing = clocks.time_to_target_s
-    before_s = clocks.move_s + clocks.init_s
-    return {
-        "accuracy": result.test_accuracy if tta is None else tta,
-        "seconds": before_s + clocks.train_s + clocks.eval_s,
-        "crossing_s": None if crossing is None else clocks.move_s + crossing,
-        "clocks": clocks.model_dump(),
-        "machine": {
-            name: getattr(result.config, name)
-            for name in ("loader", "amp", "compile", "kernels", "convs", "graphs")
-        },
-        "curve": [
-            [before_s + row["clock"]["train_s"], row["test_accuracy"]]
-            for row in result.epochs
-            if "test_accuracy" in row
-        ],
-    }
+        def waiting() -> list[Job]:
+            at_once = [
+                job for job in self.jobs([job for job, _ in under_way.values()]) if job.row.at_once > 1
+            ]
+            return [] if out_of_time() else at_once
 
+        config = shared(self.config, self.parallel)
+        under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}
+        with crew(self.parallel, runs_dir) as free:
+            while True:
+                while (jobs := waiting()) and (trainer := free()) is not None:
+                    job = jobs[0]
+                    assert job.contestant.recipe is not None
+                    under_way[trainer] = job, self._begun(job)
+                    its = config.model_copy(update={"seed": job.seed})
+                    trainer.begin(job.contestant.recipe, its, f"{job.row.label}, {job.named}")
+                if not under_way:
+                    return
+                for trainer, kind, answer in answers(list(under_way)):
+                    if kind == "told":
+                        self.tell(answer)
+                    else:
+                        job, begun = under_way.pop(trainer)
+                        self._add(begun | answer, job)
 
-class _Watch(Listener):
-    """Reads the energy counter when a run starts, and says now and then how far it is."""
-
-    def __init__(self, label: str, meter: EnergyMeter, tell: Callable[[str], None]) -> None:
-        self.label = label
-        self.meter = meter
-        self.tell = tell
-        self.joules: float | None = None
-        self._told_at = time.monotonic()
-
-    def on_start(self, info: RunInfo) -> None:
-        self.joules = self.meter.read()
-        self._epochs = info.recipe.epochs
-
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if now - self._told_at > TELL_EVERY_S:
-            self._told_at = now
-            reached = f"  test {row['test_accuracy']:.4f}" if "test_accuracy" in row else ""
-            self.tell(f"  {self.label}: epoch {row['epoch']}/{self._epochs}{reached}")
+    def _add(self, run: dict[str, Any], job: Job) -> None:
+        self.record["runs"].append(run)
+        self.save(self.record)
+        self.tell(_told(run, job))
 
 
 def _told(run: dict[str, Any], job: Job) -> str:
     crossing = "" if run["crossing_s"] is None else f", first crossing at {run['crossing_s']:.2f} s"
-    kind = "search" if job.role == SEARCH else "run"
-    number = job.seed % SEARCH_SEEDS + 1
-    return f"{job.row.label}, {kind} {number}: {run['accuracy']:.4f} in {run['seconds']:.2f} s{crossing}"
+    return f"{job.row.label}, {job.named}: {run['accuracy']:.4f} in {run['seconds']:.2f} s{crossing}"
 
 
 def estimate_s(board: Board) -> tuple[float, int, int]:
     """Return about how many seconds the board still takes, of how many runs, and how many rows are not in it.
 
-    A row whose like has been run takes what that took; another of ours is measured by a few steps on random labels.
-    Peers that have not been run are left out. A search is taken to need two runs a bisection.
+    A row whose like has been run takes what that took; an arch of ours that has not is measured by a few steps on
+    random labels. Peers that have not been run are left out. A search is taken to need two runs a bisection.
     """
     total_s, num_runs, unknown = 0.0, 0, 0
+    epoch_s: dict[str, float] = {}
     for contestant in board.contestants:
-        row = contestant.row(board.data)
+        row = board.row(contestant)
         left: float = board.runs - len(runs_of(board.record, row))
-        run_s = _known_s(board.record, row)
-        if contestant.recipe is not None and board.search:
+        recipe, run_s = contestant.recipe, _known_s(board.record, row)
+        if recipe is not None and board.search:
             # a bisection halves the epochs, and what is found is about half the longest
-            left = max(0, left) / 2 + 2 * contestant.recipe.epochs.bit_length() / 2
+            left = max(0, left) / 2 + 2 * recipe.epochs.bit_length() / 2
         if left <= 0:
             continue
-        if run_s is None and contestant.recipe is not None:
-            run_s = measure_run_s(contestant.recipe, board.config, board.data)
+        if run_s is None and recipe is not None:
+            if recipe.arch not in epoch_s:
+                epoch_s[recipe.arch] = measure_run_s(recipe, board.config, board.data) / recipe.epochs
+            run_s = epoch_s[recipe.arch] * recipe.epochs
+            if row.at_once > 1:
+                found = found_in(board.record, recipe.arch, board.parallel)
+                assert found is not None
+                run_s *= found["ratio"]
         if run_s is None:
             unknown += 1
             continue
@@ -288,23 +250,9 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
 
 
 def _known_s(record: dict[str, Any], row: Row) -> float | None:
-    """Return the mean wall-clock seconds of a row's runs, None where there are none."""
+    """Return what a run of a row adds to the board's wall clock: the mean in seconds, None where none was run."""
     runs = runs_of(record, row)
-    return sum(run["process_s"] for run in runs) / len(runs) if runs else None
-
-
-def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
-    """Return about how many seconds a training takes, by a few steps on random labels, evaluations included."""
-    plain = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
-    chosen = choose_machine(plain)
-    train_split, test = data.splits["train"], data.splits["test"]
-    num_train = len(train_split.members)
-    steps = max(1, num_train // recipe.batch_size)
-    found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
-    sizes = recipe.image_sizes(data.dataset.image_size)
-    # an evaluation is a third of a training step's work an image, at full size
-    evaluating = len(test.members) / (3 * num_train * config.eval_every)
-    return steps * sum(found.step_s[size] + evaluating * found.step_s[sizes[-1]] for size in sizes)
+    return sum(run["process_s"] for run in runs) / len(runs) / row.at_once if runs else None
 
 
 @contextmanager

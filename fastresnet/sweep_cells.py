@@ -117,7 +117,7 @@ class CellMaker:
             recipe = base.with_overrides(merged)
             spec = recipe.arch_spec()
         except UserError as error:
-            raise KeyMistake(_mentioned(str(error), merged), str(error)) from None
+            raise KeyMistake(mentioned(str(error), merged), str(error)) from None
         for key, value in letters.items():
             try:
                 spec = self._with_letter(spec, key, value)
@@ -234,7 +234,7 @@ def _check_key(key: str) -> None:
         )
 
 
-def _mentioned(message: str, settings: Mapping[str, Value]) -> str:
+def mentioned(message: str, settings: Mapping[str, Any]) -> str:
     """Return the key of ``settings`` that a message is about."""
     found = [key for key in settings if key in message]
     found = found or [key for key in settings if str(settings[key]) in message]

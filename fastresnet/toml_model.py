@@ -17,6 +17,7 @@ from fastresnet.toml_lines import line_numbers, nearest_line
 
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[str | int, ...]
+LISTED_BY = {"recipe": "`fastresnet recipes`", "sweep": "`fastresnet sweep`"}  # commands, by kind
 
 
 def packaged_names(kind: str) -> tuple[str, ...]:
@@ -36,10 +37,8 @@ def read_text(kind: str, name_or_path: str) -> str:
         return (resources.files("fastresnet") / f"{kind}s" / f"{name_or_path}.toml").read_text("utf-8")
     if not (name_or_path.endswith(".toml") or "/" in name_or_path):
         near = did_you_mean(name_or_path, names)
-        command = "recipes" if kind == "recipe" else kind
-        raise UserError(
-            f"unknown {kind} {name_or_path!r}{near} (`fastresnet {command}` lists them; a file ends in .toml)"
-        )
+        listed = f"{LISTED_BY[kind]} lists them" if kind in LISTED_BY else f"allowed: {', '.join(names)}"
+        raise UserError(f"unknown {kind} {name_or_path!r}{near} ({listed}; a file ends in .toml)")
     try:
         return Path(name_or_path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -76,7 +76,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A data set, with no command able to measure anything on it."""
     for name in ("loaders.measure", "throughput.measure", "kernels.bench_kernels"):
         monkeypatch.setattr(f"fastresnet.bench.{name}", fail)
-    monkeypatch.setattr("fastresnet.cli.bench_time_to._open", fail)
+    for command in ("time_to", "ablation"):
+        monkeypatch.setattr(f"fastresnet.cli.bench_{command}._open", fail)
     return write_npz(tmp_path / "arrays.npz")
 
 

@@ -18,12 +18,12 @@ from tiny_runs import write_tiny
 from typer.testing import CliRunner, Result
 
 from fastresnet.arch import get_arch
-from fastresnet.bench import time_to_accuracy
+from fastresnet.bench import board_run, time_to_accuracy
 from fastresnet.bench.board import Row, resolve_target, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.contestants import default_names
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.peers import Peer
-from fastresnet.bench.time_to_accuracy import default_names
 from fastresnet.catalogue import BUDGET
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
@@ -159,8 +159,8 @@ def test_a_search_is_run_again_on_fresh_seeds(
         reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
         return {**reached, "clocks": {}, "curve": []}
 
-    monkeypatch.setattr(time_to_accuracy, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
-    monkeypatch.setattr(time_to_accuracy, "outcome", outcome)
+    monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
+    monkeypatch.setattr(board_run, "outcome", outcome)
     out = tmp_path / "board.json"
     own = (*TINY, "--data", data, "--out", out, "--search", "--epochs", "12", "--runs", "3")
     stopped = bench(*own, "--minutes", "0")
@@ -288,7 +288,7 @@ def test_a_long_board_says_so_before_it_starts(
         raise UserError("enough")
 
     monkeypatch.setattr(time_to_accuracy, "measure_run_s", lambda recipe, config, data: 400.0)
-    monkeypatch.setattr(time_to_accuracy, "train", train)
+    monkeypatch.setattr(board_run, "train", train)
     own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--peer", "other=true")
     long = bench(*own, "--runs", "2")
     assert str(long.exception) == "enough"

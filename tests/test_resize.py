@@ -27,7 +27,7 @@ from tiny_runs import (
 from fastresnet.assembly import Data, open_data
 from fastresnet.augment_ops import shrink
 from fastresnet.bench import time_to_accuracy
-from fastresnet.bench.time_to_accuracy import measure_run_s
+from fastresnet.bench.board_run import measure_run_s
 from fastresnet.cli.train_progress import TrainProgress, sizes_shown
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.step import Way

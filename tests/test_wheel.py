@@ -88,7 +88,7 @@ def test_the_wheel_holds_one_import_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     metadata = {name for name in names if PurePosixPath(name).parts[0].endswith(".dist-info")}
     assert set(names) - metadata == package_files()
-    wanted = ("py.typed", "recipes/fast.toml", "sweeps/r1-c.toml", "kernels/norm_act.py")
+    wanted = ("py.typed", "recipes/fast.toml", "sweeps/r1-c.toml", "factors/fast.toml", "kernels/norm_act.py")
     wanted += ("report/base.html.j2", "report/run.html.j2", "report/sweep.html.j2", "report/page.css")
     assert {f"fastresnet/{name}" for name in wanted} <= set(names)
     assert any(name.endswith("LICENSE") for name in metadata)

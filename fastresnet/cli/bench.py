@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli import bench_kernels, bench_throughput, bench_time_to
+from fastresnet.cli import bench_ablation, bench_kernels, bench_throughput, bench_time_to
 from fastresnet.cli.options import Insert, Show
 from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
+app.command("ablation", short_help="Judge changes to a recipe, one at a time.")(bench_ablation.ablation)
 app.command("kernels", short_help="Measure the fused norms by shape.")(bench_kernels.kernels)
 app.command("throughput", short_help="Compare a student's loop with ours.")(bench_throughput.throughput)
 app.command("time-to", short_help="Measure how fast an accuracy is reached.")(bench_time_to.time_to)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.board_filling import PARALLEL_HELP, board_settings, fill_board, open_board_data
 from fastresnet.cli.options import Compile, Insert, Minutes, Show
 from fastresnet.cli.typed import assigned, named_as_typed
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
-    from fastresnet.bench.time_to_accuracy import Board, Contestant
+    from fastresnet.bench.contestants import Contestant
+    from fastresnet.bench.time_to_accuracy import Board
 
 WHAT, CLOCK, MACHINE = "What is run", "How much", "Data and machine"
-LONG_BOARD_S = 600.0
 BOARDS = Path("bench-results")
 
 
@@ -66,6 +67,7 @@ def time_to(
         int, typer.Option(help="Epochs between evaluations.", min=1, rich_help_panel=CLOCK)
     ] = 1,
     minutes: Minutes = None,
+    parallel: Annotated[int, typer.Option(help=PARALLEL_HELP, min=1, max=64, rich_help_panel=CLOCK)] = 1,
     data: Annotated[
         str | None, typer.Option(help="As for train [default: CIFAR-10].", rich_help_panel=MACHINE)
     ] = None,
@@ -86,12 +88,10 @@ def time_to(
     insert: Insert = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
-    from fastresnet.bench.board_page import to_markdown, write_board
+    from fastresnet.bench.board_page import to_markdown
     from fastresnet.bench.record import check_insert, check_out, insert_marked, read_record
     from fastresnet.cli.train import check_loader
-    from fastresnet.engine.fit import Interrupted
     from fastresnet.run import RunConfig
-    from fastresnet.signals import Stopped
 
     if show is not None:
         record = read_record(show, "time-to", to_markdown)
@@ -108,20 +108,9 @@ def time_to(
             # no checkpoint by time: a run that is interrupted is done again
             config = RunConfig.parse(data=data, eval_every=eval_every, save_every_s=1e9, **machine)
         entered = contestants(archs, recipe, epochs, overrides, peer or [])
-        board, path = _open(entered, target, runs, search, config, out)
+        board, path = _open(entered, target, runs, search, parallel, config, out)
         record = board.record
-        stopped: int | None = None
-        try:
-            _fill(board, path, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
-        except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
-            stopped = stop.signum
-        finally:
-            write_board(record, path)
-        if stopped is not None:
-            typer.echo(
-                f"stopped; the board is kept in {path}, and the same command goes on with it", err=True
-            )
-            raise typer.Exit(128 + stopped)
+        fill_board(board, path, started, minutes, "board")
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
     page = to_markdown(record)
     for place in insert or []:
@@ -133,8 +122,8 @@ def contestants(
     archs: str | None, recipe: str, epochs: str | None, overrides: dict[str, Any], peers: list[str]
 ) -> list[Contestant]:
     """Return what the command line asks for; each number of epochs is a row of its own."""
+    from fastresnet.bench.contestants import Contestant, default_names
     from fastresnet.bench.peers import Peer
-    from fastresnet.bench.time_to_accuracy import Contestant, default_names
     from fastresnet.recipe import load_recipe, recipe_names
 
     names = default_names() if archs is None else [name.strip() for name in archs.split(",") if name.strip()]
@@ -158,32 +147,28 @@ def _epochs(text: str) -> int:
 
 
 def _open(
-    entered: list[Contestant], target: float | None, runs: int, search: bool, config: Any, out: Path | None
+    entered: list[Contestant],
+    target: float | None,
+    runs: int,
+    search: bool,
+    parallel: int,
+    config: Any,
+    out: Path | None,
 ) -> tuple[Board, Path]:
     """Return the board with what is on it already, and where it lies."""
-    from fastresnet.assembly import choose_machine, open_data
+    from fastresnet.assembly import choose_machine
     from fastresnet.bench.board import resolve_target
     from fastresnet.bench.board_page import write_board
     from fastresnet.bench.continued import earlier_record, go_on
     from fastresnet.bench.record import make_record
     from fastresnet.bench.time_to_accuracy import Board
-    from fastresnet.cli.progress import shown_progress
-    from fastresnet.engine.listener import Listener
-
-    class Packing(Listener):
-        def on_data(self, doing: str, done: int, total: int) -> None:
-            show(doing, done, total)
-
-        def on_notice(self, text: str) -> None:
-            typer.echo(f"note: {text}", err=True)
 
     first = next((entry.recipe for entry in entered if entry.recipe is not None), None)
     if first is None:
         from fastresnet.recipe import load_recipe
 
         first = load_recipe("fast")
-    with shown_progress() as show:
-        opened = open_data(first, config, Packing())
+    opened = open_board_data(first, config)
     for entry in entered:
         if entry.recipe is not None:  # what a later row cannot be is found before any runs
             entry.recipe.image_sizes(opened.dataset.image_size)
@@ -194,16 +179,7 @@ def _open(
         "time-to",
         chosen.device_name,
         chosen.config.threads,
-        settings={
-            "dataset": opened.dataset.name,
-            "digest": opened.dataset.digest,
-            "target": aim,
-            "eval_every": config.eval_every,
-            **{
-                name: getattr(config, name)
-                for name in ("loader", "amp", "compile", "kernels", "convs", "graphs")
-            },
-        },
+        settings={"target": aim, **board_settings(opened, config)},
         rows=[],
         runs=[],
         not_measured=[],
@@ -221,23 +197,6 @@ def _open(
         record=record,
         save=lambda record: write_board(record, path),
         tell=lambda line: typer.echo(line, err=True),
+        parallel=parallel,
     )
     return board, path
-
-
-def _fill(board: Board, path: Path, out_of_time: Any) -> None:
-    from fastresnet.bench.time_to_accuracy import estimate_s, own_runs_dir
-    from fastresnet.run import duration
-
-    with own_runs_dir(path) as runs_dir:
-        jobs = board.jobs()
-        if not jobs:
-            return
-        seconds, num_runs, unknown = estimate_s(board)
-        if seconds > LONG_BOARD_S:
-            beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
-            board.tell(
-                f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
-                "and the same command goes on"
-            )
-        board.fill(runs_dir, out_of_time)

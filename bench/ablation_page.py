@@ -1,0 +1,113 @@
+"""An ablation's record as a Markdown page: a table an arch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastresnet.atomic import write_atomic
+from fastresnet.bench.ablation import BASE, Line, Table, expected_by_chance, tables
+from fastresnet.bench.board_page import packing_notes
+from fastresnet.bench.record import write_record
+from fastresnet.words import counted
+
+HEADER = (
+    "factor",
+    "changes",
+    "runs",
+    "accuracy",
+    "difference, points",
+    "with flip TTA",
+    "training time",
+    "verdict",
+)
+
+
+def mark_of(recipe: str, epochs: int) -> str:
+    """Return the name of the marks that the tables go between."""
+    return f"bench ablation {recipe} {epochs}"
+
+
+def mark_in(record: dict[str, Any]) -> str:
+    """Return :func:`mark_of` of a record."""
+    return mark_of(record["settings"]["recipe"], record["settings"]["epochs"])
+
+
+def write_ablation(record: dict[str, Any], path: Path) -> None:
+    """Write a record to ``path``, and the page of it beside it, as .md."""
+    write_record(path, record)
+    write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """Return the record as a page: on what, a table an arch, and what its columns mean."""
+    where, settings = record["environment"], record["settings"]
+    epochs = counted(settings["epochs"], "epoch")
+    found = tables(record)
+    judged = sum(table.judged for table in found)
+    lines = [
+        f"# Ablation of `{settings['recipe']}`, {epochs}, on {settings['dataset']}",
+        "",
+        f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
+        + (f", CUDA {where['cuda']}" if where["cuda"] else "")
+        + f"; `{record['command']}`.",
+    ]
+    if settings["set"]:
+        lines += ["", f"The base is `{settings['recipe']}` with {_settings(settings['set'])}."]
+    for table in found:
+        lines += ["", *_table(table, epochs)]
+    lines += [
+        "",
+        "One factor at a time: each row is the base with only those keys changed, trained with the base's seeds; a run "
+        "counts once the base has its seed too. Difference: the mean, seed by seed, of the last epoch's test accuracy "
+        "without TTA less the base's, with its two-sided 95% interval (Student's t); a factor helps where the interval "
+        "is above zero. Training time: the median ratio to the base's of what is on the clock before the final "
+        "evaluation. The base's accuracy has the 95% interval of its own mean, which is no interval of a difference.",
+        "",
+        f"The intervals are not corrected for how many factors were tried: of {counted(judged, 'factor')} judged here "
+        f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "
+        "such a table is confirmed on other seeds or at another length.",
+    ]
+    lines += packing_notes(record)
+    commits = dict.fromkeys(str(run["git"]) for run in record["runs"])
+    if len(commits) > 1:
+        lines += ["", f"Its runs are of several commits: {', '.join(commits)}."]
+    if record["not_measured"]:
+        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table, epochs: str) -> list[str]:
+    at_once = f", up to {table.at_once} trainings at once" if table.at_once > 1 else ""
+    return [
+        f"**{table.arch}**, {epochs}{at_once}:",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        "|" + "---|" * len(HEADER),
+        *(f"| {' | '.join(_cells(line))} |" for line in table.lines),
+    ]
+
+
+def _cells(line: Line) -> list[str]:
+    own = "" if line.accuracy_half is None or line.name != BASE else f" ± {line.accuracy_half:.4f}"
+    return [
+        line.name,
+        _settings(line.set),
+        str(line.runs or ""),
+        "" if line.accuracy is None else f"{line.accuracy:.4f}{own}",
+        "" if line.difference is None else _points(line.difference, line.difference_half),
+        "" if line.accuracy_tta is None else f"{line.accuracy_tta:.4f}",
+        "" if line.time_ratio is None else f"{100 * (line.time_ratio - 1):+.1f}%",
+        line.verdict,
+    ]
+
+
+def _points(difference: float, half: float | None) -> str:
+    return f"{100 * difference:+.2f}" + ("" if half is None else f" ± {100 * half:.2f}")
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """Return keys of a recipe with their values, as short as JSON has these; text without quotes."""
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return ", ".join(f"`{key}` {value}" for key, value in shown.items())

@@ -1,0 +1,68 @@
+"""What a board compares: recipes with their arch and epochs, and peers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+from fastresnet.assembly import Data
+from fastresnet.bench.board import Row
+from fastresnet.bench.peers import Peer
+from fastresnet.catalogue import CATALOGUE
+from fastresnet.recipe import Recipe, recipe_names
+from fastresnet.sweep_cells import science_of
+
+FINAL_ARCHS = ("n3-b2-c85-p8", "improved-resnet", "resnet18-c42")  # of R1, R2 and R3
+FASTEST = "fastest"  # a recipe that brings its own arch, once there is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """What is run: a recipe with its arch and epochs, or a peer.
+
+    Attributes:
+        name: on the board.
+        recipe: None for a peer.
+        peer: None for a training of ours.
+    """
+
+    name: str
+    recipe: Recipe | None = None
+    peer: Peer | None = None
+
+    def with_epochs(self, epochs: int) -> Contestant:
+        """Return the same with another number of epochs."""
+        assert self.recipe is not None
+        return replace(self, recipe=self.recipe.with_overrides({"epochs": epochs}))
+
+    def row(self, data: Data, at_once: int = 1) -> Row:
+        """Return its line of the board, of trainings alone or of up to ``at_once`` beside each other."""
+        if self.recipe is None:
+            assert self.peer is not None
+            return Row(
+                name=self.name,
+                recipe=None,
+                science=self.peer.command,
+                num_params=None,
+                epochs=None,
+                tta="none",
+            )
+        text = json.dumps(science_of(self.recipe), sort_keys=True)
+        sizes = data.dataset.num_classes, data.dataset.image_size
+        return Row(
+            name=self.name,
+            recipe=self.recipe.name,
+            science=hashlib.sha256(text.encode()).hexdigest()[:16],
+            num_params=self.recipe.arch_spec().num_params(*sizes),
+            epochs=self.recipe.epochs,
+            tta=self.recipe.tta,
+            at_once=at_once,
+        )
+
+
+def default_names() -> list[str]:
+    """Return the archs of a whole board: R0's table, the final ones of R1, R2 and R3, and our fastest recipe's."""
+    table = [entry.name for entry in CATALOGUE if entry.table == "r0-table1"]
+    ours = [name for name in recipe_names() if name == FASTEST]
+    return [*table, *FINAL_ARCHS, *ours]

@@ -1,0 +1,95 @@
+"""What the commands share that train runs into a record: data, packed first; the filling, and its end by a signal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fastresnet.assembly import Data
+    from fastresnet.bench.time_to_accuracy import Board
+    from fastresnet.recipe import Recipe
+    from fastresnet.run import RunConfig
+
+LONG_BOARD_S = 600.0
+
+PARALLEL_HELP = (
+    "Most trainings at once, where that is faster a run, which is measured first; marked as throughput."
+)
+
+
+def open_board_data(recipe: Recipe, config: RunConfig) -> Data:
+    """Return what ``config`` names, opened and where need be packed, told on stderr."""
+    from fastresnet.assembly import open_data
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.engine.listener import Listener
+
+    class Packing(Listener):
+        def on_data(self, doing: str, done: int, total: int) -> None:
+            show(doing, done, total)
+
+        def on_notice(self, text: str) -> None:
+            typer.echo(f"note: {text}", err=True)
+
+    with shown_progress() as show:
+        return open_data(recipe, config, Packing())
+
+
+def board_settings(data: Data, config: RunConfig) -> dict[str, Any]:
+    """Return the settings that all runs of a record share, whatever it measures."""
+    shared = ("eval_every", "loader", "amp", "compile", "kernels", "convs", "graphs")
+    named = {"dataset": data.dataset.name, "digest": data.dataset.digest}
+    return named | {name: getattr(config, name) for name in shared}
+
+
+def fill_board(board: Board, path: Path, started: float, minutes: float | None, what: str) -> None:
+    """Do the runs that are missing and write the record at ``path``, whatever ends them.
+
+    Args:
+        started: on the monotonic clock; ``minutes`` after it nothing is begun.
+        what: the record in a word.
+
+    Raises:
+        UserError: another process fills it, or did since it was read; a run failed, and what was run before is kept.
+        typer.Exit: a signal asked to stop.
+    """
+    from fastresnet.bench.record import load_record
+    from fastresnet.bench.time_to_accuracy import own_runs_dir
+    from fastresnet.engine.fit import Interrupted
+    from fastresnet.errors import UserError
+    from fastresnet.signals import Stopped
+
+    stopped: int | None = None
+    with own_runs_dir(path) as runs_dir:
+        if path.exists() and load_record(path).get("runs") != board.record["runs"]:
+            raise UserError(f"another process has just added to {path}; give the command again")
+        try:
+            _fill(board, runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
+        except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
+            stopped = stop.signum
+        finally:
+            board.save(board.record)
+    if stopped is not None:
+        typer.echo(f"stopped; the {what} is kept in {path}, and the same command goes on with it", err=True)
+        raise typer.Exit(128 + stopped)
+
+
+def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
+    from fastresnet.bench.time_to_accuracy import estimate_s
+    from fastresnet.run import duration
+
+    board.settle()
+    if not board.jobs():
+        return
+    seconds, num_runs, unknown = estimate_s(board)
+    if seconds > LONG_BOARD_S:
+        beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
+        board.tell(
+            f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
+            "and the same command goes on"
+        )
+    board.fill(runs_dir, out_of_time)

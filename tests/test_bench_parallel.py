@@ -1,0 +1,243 @@
+"""``--parallel``: trainings at once in processes of their own, their death and their parent's, and their own rows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_runs import ARCH
+from train_processes import FAR, started
+from typed_commands import Command
+
+from fastresnet.bench import packing
+from fastresnet.bench.board import Row, standings
+from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.packing import decided, found_in, in_words, shared
+from fastresnet.engine.warmup import KEEP_RATIO
+from fastresnet.run import RunConfig
+
+TINY = (
+    *("bench", "time-to", "--archs", ARCH, "--set", "batch_size=16", "--set", "optimizer.lr=0.05"),
+    *("--epochs", "1", "--target", "0.5", "--device", "cpu", "--threads", "1", "--compile", "off"),
+)
+FOUND = {"arch": ARCH, "asked": 2, "failed": None, "alone_images_per_s": [10.0], "ratio": 0.5}
+FASTER = {**FOUND, "at_once": 2, "together_images_per_s": [20.0]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(packing, "ROUND_S", 0.01)
+
+
+def read(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    assert isinstance(record, dict)
+    return record
+
+
+def settled(fastresnet: Command, own: tuple[str, ...], out: Path, found: dict[str, Any]) -> None:
+    """Leave a board with one run, alone, that says of its arch what was ``found``."""
+    code, _, told = fastresnet(*own, "--runs", "1")
+    assert code == 0, told
+    out.write_text(json.dumps(read(out) | {"packing": [found]}))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "board.json"
+
+
+@pytest.fixture
+def own(data: Path, out: Path) -> tuple[str, ...]:
+    return (*TINY, "--data", str(data), "--out", str(out))
+
+
+def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
+    fastresnet: Command, own: tuple[str, ...], out: Path
+) -> None:
+    code, page, told = fastresnet(*own, "--runs", "1", "--parallel", "2")
+    assert code == 0, told
+    (found,) = read(out)["packing"]
+    assert len(found["alone_images_per_s"]) == len(found["together_images_per_s"]) == packing.ROUNDS
+    assert found["asked"] == 2 and found["at_once"] == (2 if found["ratio"] < KEEP_RATIO else 1)
+    assert f"{ARCH}: measuring whether 2 trainings at once" in told
+    assert in_words(found) in told and f"{in_words(found)}." in page
+
+    # Whatever it was here: where at once is faster, the runs are done so, and where it is not, alone.
+    record = read(out)
+    out.write_text(json.dumps(record | {"packing": [FASTER], "rows": [], "runs": []}))
+    peer = ("--peer", 'other=echo \'{"accuracy": 0.6, "seconds": 1, "clock": "x"}\'')
+    code, page, told = fastresnet(*own, *peer, "--runs", "3", "--parallel", "2")
+    assert code == 0, told
+    assert "measuring" not in told  # once measured, it stays so
+    runs = read(out)["runs"]
+    # at once first, in whatever order they end, then the peer, beside nothing
+    assert [
+        (run["row"]["at_once"], run["seed"]) for run in sorted(runs[:3], key=lambda run: run["seed"])
+    ] == [
+        *((2, 0), (2, 1), (2, 2)),
+    ]
+    assert [(run["row"]["recipe"], run["row"]["at_once"]) for run in runs[3:]] == [(None, 1)] * 3
+    for run in runs[:3]:
+        clocks = run["clocks"]
+        assert run["seconds"] == clocks["move_s"] + clocks["init_s"] + clocks["train_s"] + clocks["eval_s"]
+        assert run["energy_j"] is None and run["machine"]["threads"] == 1
+    assert f"| {ARCH} (fast), throughput, 2 at once |" in page
+    assert "Rows of up to 2 at once are throughput, not latency" in page and "so up to 2 at once." in page
+
+    slower = {**FASTER, "at_once": 1, "together_images_per_s": [10.0], "ratio": 1.0}
+    out.write_text(json.dumps(read(out) | {"packing": [slower]}))
+    code, page, told = fastresnet(*own, *peer, "--runs", "3", "--parallel", "2")
+    assert code == 0, told
+    record = read(out)
+    assert [run["row"]["at_once"] for run in record["runs"][6:]] == [1, 1, 1]
+    assert "10 img/s by one training, 10 by 2 at once, which is not faster a run, so one at a time." in page
+    ours = [line for line in standings(record) if line.row.recipe is not None]
+    assert sorted((line.row.at_once, line.runs) for line in ours) == [(1, 3), (2, 3)]  # never averaged
+    # the same weights come of a seed, whether others train beside it or not
+    accuracies: dict[int, dict[int, float]] = {1: {}, 2: {}}
+    for run in record["runs"]:
+        if run["row"]["recipe"] is not None:
+            accuracies[run["row"]["at_once"]][run["seed"]] = run["accuracy"]
+    assert accuracies[1] == accuracies[2]
+
+
+@contextmanager
+def meanwhile(act: Any, out: Path, num_runs: int) -> Iterator[None]:
+    """Once the record has more than ``num_runs`` runs, do ``act`` in a thread."""
+
+    def wait() -> None:
+        end = time.monotonic() + FAR
+        while time.monotonic() < end:
+            if len(read(out)["runs"]) > num_runs:
+                act()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
+
+
+def trainings(parent: int) -> list[psutil.Process]:
+    """Return the processes that train for ``parent``."""
+    found = []
+    for process in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_training_that_dies_and_a_signal_keep_what_was_run(
+    fastresnet: Command, own: tuple[str, ...], out: Path
+) -> None:
+    settled(fastresnet, own, out, FASTER)
+    with meanwhile(lambda: trainings(os.getpid())[0].kill(), out, 1):
+        code, _, told = fastresnet(*own, "--runs", "100000", "--parallel", "2")
+    assert code == 2, told
+    line = told.strip().splitlines()[-1]
+    assert f"error: {ARCH}, fast, 1 epochs, 2 at once, run " in line
+    assert line.endswith("its process was ended by SIGKILL; the same command does this run again")
+    assert trainings(os.getpid()) == []
+    kept = read(out)["runs"]
+    assert len(kept) > 1
+
+    with meanwhile(lambda: os.kill(os.getpid(), signal.SIGTERM), out, len(kept)):
+        code, _, told = fastresnet(*own, "--runs", "100000", "--parallel", "2")
+    assert code == 128 + signal.SIGTERM, told
+    assert f"stopped; the board is kept in {out}, and the same command goes on with it" in told
+    assert trainings(os.getpid()) == []
+    later = read(out)["runs"]
+    assert later[: len(kept)] == kept and len(later) > len(kept)
+    at_once = [run["seed"] for run in later if run["row"]["at_once"] == 2]
+    assert len(set(at_once)) == len(at_once)  # none was done twice
+
+
+def test_trainings_end_with_a_parent_that_is_killed(
+    fastresnet: Command, own: tuple[str, ...], out: Path, tmp_path: Path
+) -> None:
+    settled(fastresnet, own, out, FASTER)
+    command = (sys.executable, "-m", "fastresnet")
+    with started(
+        tmp_path / "elsewhere", *own, "--runs", "100000", "--parallel", "2", command=command
+    ) as process:
+        with meanwhile(lambda: None, out, 1):
+            pass
+        assert process.poll() is None
+        processes = trainings(process.pid)
+        assert len(processes) == 2
+        process.kill()
+        gone, alive = psutil.wait_procs(processes, timeout=FAR)
+        assert len(gone) == 2 and not alive
+    runs = read(out)["runs"]
+    assert len(runs) > 1
+    code, _, told = fastresnet(*own, "--runs", "1", "--parallel", "2")
+    assert code == 0, told
+    assert read(out)["runs"][: len(runs)] == runs
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 1e6), st.floats(1, 1e6)), min_size=1, max_size=5),
+    st.integers(2, 8),
+)
+def test_at_once_is_taken_where_it_is_faster_a_run(speeds: list[tuple[float, float]], asked: int) -> None:
+    alone, together = ([pair[side] for pair in speeds] for side in (0, 1))
+    found = decided(alone, together, asked)
+    assert json.loads(json.dumps(found)) == found
+    if all(one >= all_ for one, all_ in speeds):
+        assert found["at_once"] == 1
+    if all(2 * one < all_ for one, all_ in speeds):
+        assert found["at_once"] == asked
+    assert "one at a time" in in_words(found | {"arch": "x"}) or found["at_once"] == asked
+
+
+def test_what_cannot_be_had_at_once_says_why() -> None:
+    found = {**FASTER, "at_once": 1, "failed": "the GPU's memory is too small"}
+    told = f"{ARCH}: 2 at once cannot be had (the GPU's memory is too small), so one at a time"
+    assert in_words(found) == told
+    assert found_in({"packing": [found]}, ARCH, 2) == found
+    assert found_in({"packing": [found]}, ARCH, 3) is None and found_in({}, ARCH, 2) is None
+
+
+def test_threads_are_shared() -> None:
+    assert [shared(RunConfig(threads=threads), 3).threads for threads in (1, 2, 3, 8)] == [1, 1, 1, 2]
+
+
+def test_rows_at_once_come_after_those_that_were_timed_alone() -> None:
+    alone = Row(name="a", recipe="fast", science="a", num_params=5, epochs=8, tta="none")
+    packed = Row(**vars(alone) | {"at_once": 4})
+    plain = {"role": "figure", "crossing_s": None, "date": "2026-01-01", "curve": [[1.0, 0.9]]}
+    runs = [
+        {**plain, "row": vars(row), "seed": seed, "accuracy": 0.95, "seconds": seconds, "energy_j": energy}
+        for row, seconds, energy in ((packed, 4.0, None), (alone, 9.0, 500.0))
+        for seed in (0, 1)
+    ]
+    record = {
+        "environment": {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0"},
+        "settings": {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 1},
+        **{"command": "x", "energy": "of the whole GPU", "rows": [vars(packed), vars(alone)], "runs": runs},
+        **{"not_measured": [], "packing": [{**FASTER, "asked": 4, "at_once": 4}]},
+    }
+    assert [(line.row, line.verdict) for line in standings(record)] == [
+        (alone, "reaches"),
+        (packed, "reaches"),
+    ]
+    page = to_markdown(record)
+    assert "none is attributed to trainings that ran at once" in page
+    assert "| a (fast), throughput, 4 at once |" in page and draw(record).startswith(b"\x89PNG")
