@@ -115,6 +115,23 @@ class Factors:
             ]
         return found
 
+    def impossible(self, archs: Sequence[str], data: Data) -> dict[str, str]:
+        """Return why contestants cannot be trained on ``data``, by name: sizes of images that their network refuses.
+
+        Raises:
+            UserError: a base cannot.
+        """
+        reasons = {}
+        for contestant in self.contestants(archs):
+            assert contestant.recipe is not None
+            try:
+                contestant.recipe.image_sizes(data.dataset.image_size)
+            except UserError as error:
+                if contestant.name.endswith(f", {BASE}"):
+                    raise
+                reasons[contestant.name] = str(error)
+        return reasons
+
     def told(self, archs: Sequence[str], data: Data) -> list[dict[str, Any]]:
         """Return what a record says of each contestant beside its runs, told from others by ``science``."""
         factors: list[Factor | None] = [None, *self.factors]

@@ -69,6 +69,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "
         "such a table is confirmed on other seeds or at another length.",
     ]
+    for label, reason in record.get("left_out", {}).items():
+        lines += ["", f"Left out: {label} ({reason})."]
     lines += packing_notes(record)
     commits = dict.fromkeys(str(run["git"]) for run in record["runs"])
     if len(commits) > 1:

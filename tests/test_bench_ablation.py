@@ -123,6 +123,28 @@ def test_a_record_that_another_process_fills_is_left_to_it(
     assert json.loads(out.read_text())["runs"] == [{"by": "another"}]
 
 
+def test_a_factor_that_a_network_cannot_take_is_left_out_and_named(
+    factors: Path, data: Path, tmp_path: Path
+) -> None:
+    """A pool that is not the whole map has no place for smaller images."""
+    resized = '[[factor]]\nname = "small"\ngroup = "g"\nset = { "resize" = [{ size = 6, until = 0.5 }] }\nwhy = "w"\n'
+    factors.write_text(factors.read_text() + resized)
+    out = tmp_path / "a.json"
+    own = [str(part) for part in tiny(factors, data, out)]
+    own[own.index("--archs") + 1] = "n2-b1-c4-p2"
+    done = CliRunner().invoke(
+        app, ["bench", "ablation", *own, "--epochs", "2", "--runs", "1", "--minutes", "0"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "note: left out: n2-b1-c4-p2, small: " in done.stderr
+    assert "Left out: n2-b1-c4-p2, small (" in done.stdout and "| small |" not in done.stdout
+    assert [each["name"] for each in json.loads(out.read_text())["factors"]] == [
+        "base",
+        "lr-double",
+        "no-ema",
+    ]
+
+
 def test_the_packaged_factors_each_change_the_recipe_in_their_own_way() -> None:
     base = load_recipe("fast").with_overrides({"tta": "flip"})
     found = Factors.load("fast", base)

@@ -86,7 +86,7 @@ def test_every_row_is_there_or_says_why_not(data: Data, monkeypatch: pytest.Monk
 
     found = reasons(compile="off")
     assert {name for name, reason in found.items() if reason is None} == {
-        *(STUDENT, "channels-last", "step", OURS)
+        *(STUDENT, "channels-last", "step", "convs", OURS)
     }
     assert found["amp"] == "this hardware has no bfloat16, which would be slower"
     assert found["compile"] == "--compile off; compiling takes minutes on a CPU"
@@ -95,6 +95,8 @@ def test_every_row_is_there_or_says_why_not(data: Data, monkeypatch: pytest.Monk
     assert "fewer than 8 channels are not safe" in str(narrow[1].left_out)
     monkeypatch.setattr("fastresnet.bench.ladder.compiler_missing", lambda device: None)
     assert reasons(compile="on")["compile"] is None
+    assert "multiples of 16" in str(narrow[list(ROWS).index("convs")].left_out)
+    assert reasons(convs="direct")["convs"] == "--convs direct"
 
 
 def test_the_students_changes_change_nothing_but_rounding(data: Data) -> None:

@@ -229,7 +229,7 @@ def told(image_sizes: tuple[int, ...], step_s: dict[int, float]) -> RunInfo:
         device_name="cpu",
         num_params=1,
         multiply_adds=1,
-        reasons=dict.fromkeys(("compile", "kernels", "graphs"), ""),
+        reasons=dict.fromkeys(("compile", "kernels", "convs", "graphs"), ""),
         steps_per_epoch=10,
         steps_left=10 * epochs,
         image_sizes=image_sizes,

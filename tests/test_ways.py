@@ -155,6 +155,13 @@ SMALL = {"arch": "n1-b1-c8", "drop_last": False, "ema.every": 4, "tta": "flip"}
 GROWING = {"resize": [{"size": 5, "until": 0.7}]}  # in two epochs of three
 
 
+@pytest.fixture
+def few_graphs() -> Iterator[None]:
+    """Fewer graphs of one function than two sizes of batches and of images need, unless a run allows itself more."""
+    with torch._dynamo.config.patch(recompile_limit=2):
+        yield
+
+
 @pytest.mark.parametrize(
     ("compile", "loader", "changes"),
     [
@@ -171,11 +178,9 @@ def test_compiled_runs_compile_once_and_resume_to_the_same_bits(
     data: Path,
     tmp_path: Path,
     quick_compiler: None,
-    monkeypatch: pytest.MonkeyPatch,
+    few_graphs: None,
 ) -> None:
     """Nothing more by an epoch's incomplete last batch, the average's turns, sizes, evaluations or a resumption."""
-    # Fewer graphs of one function than two sizes of batches and of images need.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     watcher, before = Watcher(), num_compiled()
     config = tiny_config(data, compile=compile, loader=loader, val=10, amp="off")
     recipe = tiny_recipe(SMALL | changes)
@@ -271,7 +276,7 @@ class Clock:
         self.seconds = seconds
         self.seen: list[Way] = []
 
-    def timed(self, search: warmup.Search, batch: Any, **_: Any) -> float:
+    def timed(self, search: warmup.Search, *_: Any, **__: Any) -> float:
         way = search.step.way
         if not self.seen or self.seen[-1] != way:
             self.seen.append(way)
@@ -342,7 +347,7 @@ def test_kernels_that_won_as_replays_are_tried_as_launches(
         asked.append(launched)
         return Choice(kernels="triton", reason="said so")
 
-    def timed(search: warmup.Search, batch: Any, **_: Any) -> float:
+    def timed(search: warmup.Search, *_: Any, **__: Any) -> float:
         return launched_s if search.step.way.kernels == "triton" else 1.0
 
     need("triton")

@@ -145,6 +145,12 @@ def _open(
         # it grows over days of work on the source; each run names its commit
         record = go_on(earlier, record, same_source=False)
     told = factors.told(archs, opened)
+    left_out = factors.impossible(archs, opened)
+    for label, reason in left_out.items():
+        typer.echo(f"note: left out: {label}: {reason}", err=True)
+    contestants = [each for each in contestants if each.name not in left_out]
+    told = [each for each in told if f"{each['arch']}, {each['name']}" not in left_out]
+    record["left_out"] = record.get("left_out", {}) | left_out
     record["factors"] = told + [each for each in record["factors"] if each not in told]
     board = Board(
         contestants=contestants,
