@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from fastresnet import whiten
 from fastresnet.arch import get_arch
-from fastresnet.bench.time_to_accuracy import outcome
+from fastresnet.bench.board_run import outcome
 from fastresnet.cli.train_progress import show_result
 from fastresnet.engine.checkpoint import load_last
 from fastresnet.errors import UserError
