@@ -141,7 +141,7 @@ def test_out_of_memory_is_one_line(
 
     from fastresnet.engine.step import TrainStep
 
-    def fail(self: TrainStep, *args: Any) -> Any:
+    def fail(self: TrainStep, *args: Any, **options: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(TrainStep, "forward_eager", fail)

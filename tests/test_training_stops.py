@@ -29,8 +29,8 @@ def poison(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the loss of step ``step`` (from 1) NaN."""
     forward = TrainStep.forward_eager
 
-    def poisoned(self: TrainStep, *args: Any) -> Any:
-        *losses, num_correct = forward(self, *args)
+    def poisoned(self: TrainStep, *args: Any, **options: Any) -> Any:
+        *losses, num_correct = forward(self, *args, **options)
         if self.state.step == step - 1:
             losses = [loss * math.nan for loss in losses]
         return *losses, num_correct
@@ -113,7 +113,7 @@ def test_an_evaluation_that_overflows_is_recorded_as_none(
 def test_too_little_memory_is_one_line(
     error: Exception, says: str, data: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: TrainStep, *args: Any) -> Any:
+    def fail(self: TrainStep, *args: Any, **options: Any) -> Any:
         raise error
 
     monkeypatch.setattr(TrainStep, "forward_eager", fail)
