@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastresnet.assembly import resolve_machine, split_data
 from fastresnet.atomic import explain_os_error, read_sealed_json
 from fastresnet.errors import UserError
-from fastresnet.loaders.dataset import open_dataset
+from fastresnet.loaders.dataset import Dataset, limit, open_dataset
+from fastresnet.loaders.protocol import LoaderSpec
+from fastresnet.loaders.registry import open_loader
 from fastresnet.run import RunConfig
 from fastresnet.sweep_cells import Cell, Settings, science_of
 from fastresnet.sweep_database import Database, require_optuna
@@ -70,7 +73,8 @@ class SweepRun:
 
     Raises:
         UserError: Optuna is missing, the data cannot be opened, a cell is not allowed, every cell breaks the
-            budget, a filter names none, or the folder or the database cannot be used.
+            budget, a filter names none, the options let no cell be trained on this data and machine, or the folder
+            or the database cannot be used.
     """
 
     def __init__(self, sweep: Sweep, options: SweepOptions, listener: SweepListener | None = None) -> None:
@@ -86,7 +90,8 @@ class SweepRun:
         self.sweep = dataclasses.replace(
             sweep, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
-        select_steps(self.sweep.all_cells(), options.filters)
+        steps = select_steps(self.sweep.all_cells(), options.filters)
+        _check_options(config, dataset, [cell for _, cells in steps for cell in cells if not cell.over_budget])
         self._described = {"dataset_name": dataset.name, "dataset_is_builtin": dataset.is_builtin}
         self.conditions: dict[str, Any] = {
             "dataset": dataset.digest,
@@ -149,6 +154,9 @@ class SweepRun:
         )
         store.enqueue(retry_failed)
 
+        if store.begun_anew:  # with other settings: what was typed before made nothing
+            self._commands = self._commands[-1:] if self.options.command else []
+
         def note() -> dict[str, Any]:
             records = store.records()
             shown = [(key, cell) for key, cell in every if cell.over_budget or key in records]
@@ -199,6 +207,23 @@ class SweepRun:
         with self.database.errors(), self.database.lock(self.name):
             write_table(self.folder, content)
         return content
+
+
+def _check_options(config: RunConfig, dataset: Dataset, cells: list[Cell]) -> None:
+    """Raise the UserError that every cell would fail with; one that can be trained is enough."""
+    _, device = resolve_machine(config)
+    if config.loader != "auto":
+        one_image = limit(dataset.test, 1, config.seed)
+        open_loader(config.loader, one_image, LoaderSpec(batch_size=1, shuffle=False), device).close()
+    mistake: UserError | None = None
+    for cell in cells:
+        try:
+            split_data(dataset, cell.recipe, config)
+            return
+        except UserError as error:
+            mistake = mistake or error
+    if mistake is not None:
+        raise mistake
 
 
 def _attrs(key: str, cell: Cell) -> dict[str, Any]:

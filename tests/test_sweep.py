@@ -13,6 +13,7 @@ from sweep_processes import completed, config, options, trials
 
 from fastresnet.atomic import read_sealed_json
 from fastresnet.errors import UserError
+from fastresnet.loaders import registry
 
 pytest.importorskip("optuna")
 
@@ -105,6 +106,43 @@ def test_other_science_on_a_begun_sweep_is_refused(tmp_path: Path, data: Path) -
         run(file, other, tmp_path)
     table = run(file, other, tmp_path, name="another")
     assert table["name"] == "another" and (tmp_path / "another" / "table.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"val": 999}, "cannot hold out 999 of 30 train images"),
+        ({"limit_train": 31}, "cannot use 31 of 30 images"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"amp": "fp16"}, "--amp fp16 needs a GPU"),
+    ],
+)
+def test_options_that_no_cell_can_have_are_refused_at_once(
+    tmp_path: Path, data: Path, changed: dict[str, Any], message: str
+) -> None:
+    wrong = config(data).model_copy(update=changed)
+    with pytest.raises(UserError, match=message):
+        SweepRun(load_sweep(str(sweep_file(tmp_path))), replace(options(data, tmp_path), config=wrong))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_loader_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise UserError("the ffcv loader needs ffcv")
+
+    monkeypatch.setattr(registry, "_registered", {"ffcv": missing})
+    wrong = config(data).model_copy(update={"loader": "ffcv"})
+    with pytest.raises(UserError, match="needs ffcv"):
+        SweepRun(load_sweep(str(sweep_file(tmp_path))), replace(options(data, tmp_path), config=wrong))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_cells_that_the_options_fit_are_trained(tmp_path: Path, data: Path) -> None:
+    cells = "[grid]\nC = [2]\nval = [999, 5]\n".replace("val", '"val.num"')
+    table = run(sweep_file(tmp_path, cells), data, tmp_path)
+    assert rows_of(table, "state") == [("failed",), ("done",)]
 
 
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path: Path, data: Path) -> None:
