@@ -224,6 +224,13 @@ def open_loaders(
         return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
 
 
+def check_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> None:
+    """Raise UserError where the loader that a config names cannot be had: it is opened for one image."""
+    if config.loader != "auto":
+        one_image = limit(dataset.test, 1, config.seed)
+        open_loader(config.loader, one_image, LoaderSpec(batch_size=1, shuffle=False), device).close()
+
+
 def train_loader_spec(recipe: Recipe, config: RunConfig, ranks: Ranks = ALONE) -> LoaderSpec:
     """Return what the training loader yields: shuffled, cropped and flipped as the recipe says.
 

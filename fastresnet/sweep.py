@@ -15,18 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastresnet.assembly import resolve_machine, split_data
+from fastresnet.assembly import check_loader, resolve_machine, split_data
 from fastresnet.atomic import explain_os_error, read_sealed_json
 from fastresnet.errors import UserError
-from fastresnet.loaders.dataset import Dataset, limit, open_dataset
-from fastresnet.loaders.protocol import LoaderSpec
-from fastresnet.loaders.registry import open_loader
+from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.run import RunConfig
 from fastresnet.sweep_cells import Cell, Settings, science_of
 from fastresnet.sweep_database import Database, require_optuna
 from fastresnet.sweep_filter import CellFilter, select, select_steps
 from fastresnet.sweep_progress import SweepListener, best_cell
-from fastresnet.sweep_spec import Sweep
+from fastresnet.sweep_spec import Sweep, is_name
 from fastresnet.sweep_store import SweepStore
 from fastresnet.sweep_table import TABLE_JSON, row, table, write_table
 from fastresnet.sweep_worker import Worker, run_name
@@ -81,6 +79,10 @@ class SweepRun:
         require_optuna()
         self.options = options
         self.listener = listener or SweepListener()
+        if options.name is not None and not is_name(options.name):
+            raise UserError(
+                f"--name is {options.name!r}; it must be lower-case letters, digits and hyphens, with no hyphen first"
+            )
         self.name = options.name or sweep.spec.name
         self.folder = options.sweeps_dir / self.name
         self.database = Database(options.storage or f"sqlite:///{self.folder.absolute() / DATABASE}")
@@ -91,7 +93,9 @@ class SweepRun:
             sweep, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
         steps = select_steps(self.sweep.all_cells(), options.filters)
-        _check_options(config, dataset, [cell for _, cells in steps for cell in cells if not cell.over_budget])
+        allowed = [cell for _, cells in steps for cell in cells if not cell.over_budget]
+        _check_options(config, dataset, allowed)
+        self._notices = dataset.notices
         self._described = {"dataset_name": dataset.name, "dataset_is_builtin": dataset.is_builtin}
         self.conditions: dict[str, Any] = {
             "dataset": dataset.digest,
@@ -107,12 +111,14 @@ class SweepRun:
         self._commands = self._commands_so_far()
 
     def prepare(self) -> None:
-        """Enqueue the first step's cells, so that what is wrong shows before any worker starts.
+        """Enqueue the first step's cells, so that what is wrong shows before any worker starts; tell of the data.
 
         Raises:
             UserError: the sweep was begun with other options, or its database cannot be used.
         """
         self._open(self.sweep.steps[0], {})
+        for notice in self._notices:
+            self.listener.on_notice(notice)
 
     def run(self) -> dict[str, Any]:
         """Train until every cell has ended, and return the table, which is also in the sweep's folder.
@@ -155,12 +161,14 @@ class SweepRun:
         store.enqueue(retry_failed)
 
         if store.begun_anew:  # with other settings: what was typed before made nothing
-            self._commands = self._commands[-1:] if self.options.command else []
+            self._commands = [self.options.command] if self.options.command else []
 
         def note() -> dict[str, Any]:
             records = store.records()
             shown = [(key, cell) for key, cell in every if cell.over_budget or key in records]
-            self._rows[step] = [row(step, cell, records.get(key)) for key, cell in shown]
+            going = any(record.state in ("waiting", "running") for record in records.values())
+            best = best_cell(wanted, records) if step and not going else None
+            self._rows[step] = [row(step, cell, records.get(key), key == best) for key, cell in shown]
             return self._write(left_out=len(every) - len(shown))
 
         worker = Worker(
@@ -173,6 +181,7 @@ class SweepRun:
             allow_different_machine=self.options.allow_different_machine,
             listener=self.listener,
             changed=note,
+            told=self._notices,
         )
         note()
         return worker, note
@@ -212,9 +221,7 @@ class SweepRun:
 def _check_options(config: RunConfig, dataset: Dataset, cells: list[Cell]) -> None:
     """Raise the UserError that every cell would fail with; one that can be trained is enough."""
     _, device = resolve_machine(config)
-    if config.loader != "auto":
-        one_image = limit(dataset.test, 1, config.seed)
-        open_loader(config.loader, one_image, LoaderSpec(batch_size=1, shuffle=False), device).close()
+    check_loader(config, dataset, device)
     mistake: UserError | None = None
     for cell in cells:
         try:
