@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -28,9 +29,18 @@ KINDS = (
 
 
 def typed_command() -> str:
-    """Return the command as typed after ``fastresnet``, with file names in place of whole paths."""
-    arguments = [os.path.basename(part) if os.path.isabs(part) else part for part in sys.argv[1:]]
-    return shlex.join(["fastresnet", *arguments])
+    """Return the command as typed after ``fastresnet``, fit to be published.
+
+    File names stand in place of whole paths, and ``URL`` in place of a URL, which may hold a password.
+    """
+    return shlex.join(["fastresnet", *map(_publishable, sys.argv[1:])])
+
+
+def _publishable(part: str) -> str:
+    option, value = re.fullmatch(r"(--[\w-]+=)?(.*)", part, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    if re.match(r"[A-Za-z][\w+.-]*://", value):
+        return f"{option}URL"
+    return option + (os.path.basename(value) if os.path.isabs(value) else value)
 
 
 def make_record(kind: str, device_name: str, threads: int, **content: Any) -> dict[str, Any]:

@@ -56,10 +56,8 @@ class Machine:
     ranks: Ranks = ALONE
 
 
-def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
-    """Resolve what the config leaves to the machine, and set the process up for it.
-
-    How steps are done (``compile``, ``kernels``, ``convs``, ``graphs``) is measured later, in the warm-up.
+def resolve_machine(config: RunConfig, ranks: Ranks = ALONE) -> tuple[RunConfig, torch.device]:
+    """Return the config with device, precision and threads resolved, and the device; the process stays as it is.
 
     Raises:
         UserError: something was asked for that this machine cannot do, or it has too few GPUs for its ranks.
@@ -67,8 +65,6 @@ def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
     device = machine.resolve_device(config.device, ranks)
     check_kernels(config.kernels, device, config.compile)
     check_convs(config.convs, device.type)
-    # torch keeps what it has compiled, for every process: beside our own cache, and not where a reboot clears it.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     resolved = config.model_copy(
         update={
             # each rank has the GPU of its number
@@ -77,6 +73,20 @@ def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
             "threads": machine.resolve_threads(config.threads, ranks),
         }
     )
+    return resolved, device
+
+
+def choose_machine(config: RunConfig, ranks: Ranks = ALONE) -> Machine:
+    """Resolve what the config leaves to the machine, and set the process up for it.
+
+    How steps are done (``compile``, ``kernels``, ``convs``, ``graphs``) is measured later, in the warm-up.
+
+    Raises:
+        UserError: as :func:`resolve_machine`.
+    """
+    resolved, device = resolve_machine(config, ranks)
+    # torch keeps what it has compiled, for every process: beside our own cache, and not where a reboot clears it.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     machine.prepare(resolved, device)
     name = machine.device_name(device)
     return Machine(
@@ -130,6 +140,15 @@ def open_data(recipe: Recipe, config: RunConfig, listener: Listener) -> Data:
         dataset = open_dataset(config.data, image_size=config.image_size, progress=listener.on_data)
     for notice in dataset.notices:
         listener.on_notice(notice)
+    return split_data(dataset, recipe, config)
+
+
+def split_data(dataset: Dataset, recipe: Recipe, config: RunConfig) -> Data:
+    """Return what a run uses of a data set.
+
+    Raises:
+        UserError: the data is too small for what is asked; sizes that the arch does not take.
+    """
     splits = splits_of(dataset, recipe, config)
     num_train = len(splits["train"].members)
     if recipe.drop_last and num_train < recipe.batch_size:
@@ -203,6 +222,13 @@ def open_loaders(
         train = opened("train", shuffled)
         evals = {name: opened(name, in_order) for name in data.splits if name != "train"}
         return Loaders(backend=backend, train=train, evals=evals, _opened=stack.pop_all())
+
+
+def check_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> None:
+    """Raise UserError where the loader that a config names cannot be had: it is opened for one image."""
+    if config.loader != "auto":
+        one_image = limit(dataset.test, 1, config.seed)
+        open_loader(config.loader, one_image, LoaderSpec(batch_size=1, shuffle=False), device).close()
 
 
 def train_loader_spec(recipe: Recipe, config: RunConfig, ranks: Ranks = ALONE) -> LoaderSpec:

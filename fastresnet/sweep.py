@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastresnet.assembly import check_loader, resolve_machine, split_data
 from fastresnet.atomic import explain_os_error, read_sealed_json
 from fastresnet.errors import UserError
-from fastresnet.loaders.dataset import open_dataset
+from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.run import RunConfig
 from fastresnet.sweep_cells import Cell, Settings, science_of
 from fastresnet.sweep_database import Database, require_optuna
 from fastresnet.sweep_filter import CellFilter, select, select_steps
 from fastresnet.sweep_progress import SweepListener, best_cell
-from fastresnet.sweep_spec import Sweep
+from fastresnet.sweep_spec import Sweep, is_name
 from fastresnet.sweep_store import SweepStore
 from fastresnet.sweep_table import TABLE_JSON, row, table, write_table
 from fastresnet.sweep_worker import Worker, run_name
@@ -70,13 +71,18 @@ class SweepRun:
 
     Raises:
         UserError: Optuna is missing, the data cannot be opened, a cell is not allowed, every cell breaks the
-            budget, a filter names none, or the folder or the database cannot be used.
+            budget, a filter names none, the options let no cell be trained on this data and machine, or the folder
+            or the database cannot be used.
     """
 
     def __init__(self, sweep: Sweep, options: SweepOptions, listener: SweepListener | None = None) -> None:
         require_optuna()
         self.options = options
         self.listener = listener or SweepListener()
+        if options.name is not None and not is_name(options.name):
+            raise UserError(
+                f"--name is {options.name!r}; it must be lower-case letters, digits and hyphens, with no hyphen first"
+            )
         self.name = options.name or sweep.spec.name
         self.folder = options.sweeps_dir / self.name
         self.database = Database(options.storage or f"sqlite:///{self.folder.absolute() / DATABASE}")
@@ -86,7 +92,10 @@ class SweepRun:
         self.sweep = dataclasses.replace(
             sweep, num_classes=dataset.num_classes, image_size=dataset.image_size
         )
-        select_steps(self.sweep.all_cells(), options.filters)
+        steps = select_steps(self.sweep.all_cells(), options.filters)
+        allowed = [cell for _, cells in steps for cell in cells if not cell.over_budget]
+        _check_options(config, dataset, allowed)
+        self._notices = dataset.notices
         self._described = {"dataset_name": dataset.name, "dataset_is_builtin": dataset.is_builtin}
         self.conditions: dict[str, Any] = {
             "dataset": dataset.digest,
@@ -102,12 +111,14 @@ class SweepRun:
         self._commands = self._commands_so_far()
 
     def prepare(self) -> None:
-        """Enqueue the first step's cells, so that what is wrong shows before any worker starts.
+        """Enqueue the first step's cells, so that what is wrong shows before any worker starts; tell of the data.
 
         Raises:
             UserError: the sweep was begun with other options, or its database cannot be used.
         """
         self._open(self.sweep.steps[0], {})
+        for notice in self._notices:
+            self.listener.on_notice(notice)
 
     def run(self) -> dict[str, Any]:
         """Train until every cell has ended, and return the table, which is also in the sweep's folder.
@@ -149,10 +160,15 @@ class SweepRun:
         )
         store.enqueue(retry_failed)
 
+        if store.begun_anew:  # with other settings: what was typed before made nothing
+            self._commands = [self.options.command] if self.options.command else []
+
         def note() -> dict[str, Any]:
             records = store.records()
             shown = [(key, cell) for key, cell in every if cell.over_budget or key in records]
-            self._rows[step] = [row(step, cell, records.get(key)) for key, cell in shown]
+            going = any(record.state in ("waiting", "running") for record in records.values())
+            best = best_cell(wanted, records) if step and not going else None
+            self._rows[step] = [row(step, cell, records.get(key), key == best) for key, cell in shown]
             return self._write(left_out=len(every) - len(shown))
 
         worker = Worker(
@@ -165,6 +181,7 @@ class SweepRun:
             allow_different_machine=self.options.allow_different_machine,
             listener=self.listener,
             changed=note,
+            told=self._notices,
         )
         note()
         return worker, note
@@ -199,6 +216,21 @@ class SweepRun:
         with self.database.errors(), self.database.lock(self.name):
             write_table(self.folder, content)
         return content
+
+
+def _check_options(config: RunConfig, dataset: Dataset, cells: list[Cell]) -> None:
+    """Raise the UserError that every cell would fail with; one that can be trained is enough."""
+    _, device = resolve_machine(config)
+    check_loader(config, dataset, device)
+    mistake: UserError | None = None
+    for cell in cells:
+        try:
+            split_data(dataset, cell.recipe, config)
+            return
+        except UserError as error:
+            mistake = mistake or error
+    if mistake is not None:
+        raise mistake
 
 
 def _attrs(key: str, cell: Cell) -> dict[str, Any]:

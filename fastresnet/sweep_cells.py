@@ -20,6 +20,9 @@ Settings = dict[str, Value]
 LETTERS = ("B", "N", "C", "F", "K", "P", "stem")
 WIDEST, GLOBAL = "widest", "global"  # values of C and P that are not numbers
 
+# What is no key of a cell, but an option of the whole sweep.
+OF_THE_RUN = ("data", "image_size", "seed", "limit_train", "device", "loader", "amp", "compile", "threads")
+
 
 class KeyMistake(UserError):
     """What is wrong with a key of a sweep; it gets its line where the file is known."""
@@ -226,6 +229,8 @@ def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 
 def _check_key(key: str) -> None:
     known = [*LETTERS, "recipe", *Recipe.model_fields]
+    if key in OF_THE_RUN:
+        raise KeyMistake(key, f"unknown key {key!r}: --{key.replace('_', '-')} sets it, for every cell alike")
     if key.split(".")[0] not in known:
         raise KeyMistake(
             key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,9 @@ class Sweep:
         return cells
 
     def all_cells(self) -> list[tuple[str, list[Cell]]]:
-        """Return each step's name and cells, as if the first cell of each step came out best.
+        """Return each step's name and cells, as if the best printed cell of each step came out best.
+
+        Where a step has no printed accuracy, its first cell stands in.
 
         Raises:
             UserError: as :meth:`cells`.
@@ -218,7 +221,8 @@ class Sweep:
         chosen: Settings = {}
         for step in self.steps:
             cells = self.cells(step, chosen)
-            chosen = next(cell for cell in cells if not cell.over_budget).settings
+            allowed = [cell for cell in cells if not cell.over_budget]
+            chosen = max(allowed, key=lambda cell: cell.printed_accuracy or 0.0).settings
             listed.append((step, cells))
         return listed
 
@@ -230,6 +234,11 @@ class Sweep:
 def sweep_names() -> tuple[str, ...]:
     """Return the names of the packaged sweeps, sorted."""
     return packaged_names("sweep")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a sweep may be called so: its folder's name, which leads nowhere else."""
+    return re.fullmatch(NAME, text) is not None and not text.endswith("\n")
 
 
 def load_sweep(name_or_path: str) -> Sweep:

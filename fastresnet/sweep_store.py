@@ -74,8 +74,11 @@ class SweepStore:
         cells: JSON attributes of each cell's trials, by the cell's key; those not wanted now are only looked at.
         wanted: keys of the cells to train.
 
+    Attributes:
+        begun_anew: the study had other settings, with which nothing was trained.
+
     Raises:
-        UserError: the study was begun with other settings, or the database cannot be used.
+        UserError: with other settings cells were trained, or are being trained; the database cannot be used.
     """
 
     def __init__(
@@ -105,20 +108,41 @@ class SweepStore:
                 load_if_exists=True,
                 pruner=pruner if settings["prune"] else optuna.pruners.NopPruner(),
             )
-            recorded = self._study.user_attrs.get("settings")
-            if recorded is None:
-                self._study.set_user_attr("settings", dict(settings))
-            else:
-                self._refuse_changes(recorded, settings)
+            self._settings = dict(settings)
+            changed = self._changed()
+            self.begun_anew = changed is not None and not self._is_under_way()
+            if changed is not None and not self.begun_anew:
+                raise UserError(changed)
+            self._study.set_user_attr("settings", self._settings)
 
-    def _refuse_changes(self, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    def _changed(self) -> str | None:
+        """Return which setting is not the study's own, in words; None where all are, or the study has none yet."""
+        recorded = self._study.user_attrs.get("settings", self._settings)
         for key, words in OPTIONS.items():
-            was, now = recorded.get(key), given[key]
+            was, now = recorded.get(key), self._settings[key]
             if was != now:
-                raise UserError(
-                    f"{words} is {_shown(now)}, and the sweep {self.name!r} was begun with {_shown(was)}; "
-                    "give the same, or begin another with --name"
+                begun = f"without {words}" if was is None else f"with {_shown(was)}"
+                return (
+                    f"{words} is {_shown(now)}, and the sweep {self.name!r} was begun {begun}; give the same, or "
+                    "begin another with --name"
                 )
+        return None
+
+    def _is_under_way(self) -> bool:
+        """Return whether a cell has a result, or a worker that lives."""
+        from optuna.trial import TrialState
+
+        self._end_lost()
+        counting = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        return any(trial.state in counting for own in self._trials().values() for trial in own)
+
+    def _end_lost(self) -> None:
+        """End the trials of workers that fell silent."""
+        import optuna
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -166,14 +190,16 @@ class SweepStore:
         Args:
             without: keys of cells not to take.
             worker: who takes it, for the record.
+
+        Raises:
+            UserError: the study was begun anew with other settings; the database cannot be used.
         """
-        import optuna
         from optuna.trial import TrialState
 
         with self._alone():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self._study)
+            if (changed := self._changed()) is not None:
+                raise UserError(changed)
+            self._end_lost()
             self._enqueue()
             trials = {key: own for key, own in self._trials().items() if key in self._wanted - without}
             # A cell that lost its workers comes last, in case it is the one that kills them.

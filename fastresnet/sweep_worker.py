@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -54,6 +54,7 @@ class Worker:
         allow_different_machine: resume a run that another kind of machine began.
         listener: told how it goes on.
         changed: called after each end of a cell.
+        told: notices that hold for every cell, which the listener has had already.
     """
 
     step: str
@@ -65,6 +66,7 @@ class Worker:
     allow_different_machine: bool
     listener: SweepListener
     changed: Callable[[], Any]
+    told: Collection[str] = ()
     _in_use: dict[str, float] = field(default_factory=dict)  # keys, and when to look at them again
     _refused: dict[str, str] = field(default_factory=dict)  # keys of runs begun on another machine, and why
 
@@ -103,7 +105,9 @@ class Worker:
         begun = (self.runs_dir / run / CONFIG).is_file()
         status = status_of(self.step, self.cells, self.store.records())
         self.listener.on_cell_start(cell, status, resumed=begun)
-        watched = cast(Listener, _Pruning(self.listener, self.store, claim)) if self.prune else self.listener
+        watched = cast(Listener, _Told(self.listener, self.told))
+        if self.prune:
+            watched = cast(Listener, _Pruning(watched, self.store, claim))
         try:
             with self.store.beating(claim):
                 result = self._resume(run, watched) if begun else self._train(cell, run, watched)
@@ -168,12 +172,13 @@ def outcome(result: RunResult) -> dict[str, Any]:
     """Return what a study keeps of a run, as JSON types.
 
     ``accuracy`` is of the last epoch on test. ``value``, by which cells are compared, is that on the validation split
-    where the recipe has one, so that nothing is chosen on test that need not be.
+    where the recipe has one, so that nothing is chosen on test that need not be; ``chosen_on`` says which.
     """
     clocks = result.clocks
     return {
         "accuracy": result.test_accuracy,
         "value": result.epochs[-1].get("val_accuracy", result.test_accuracy),
+        "chosen_on": "val" if "val_accuracy" in result.epochs[-1] else "test",
         "seconds": clocks.data_s
         + clocks.build_s
         + clocks.compile_s
@@ -185,10 +190,25 @@ def outcome(result: RunResult) -> dict[str, Any]:
     }
 
 
+class _Told:
+    """A listener that is not told again what it was told."""
+
+    def __init__(self, listener: Listener, told: Collection[str]) -> None:
+        self._listener = listener
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+    def on_notice(self, text: str) -> None:
+        if text not in self._told:
+            self._listener.on_notice(text)
+
+
 class _Pruning:
     """A listener that also reports each epoch to the study, and stops a hopeless cell."""
 
-    def __init__(self, listener: SweepListener, store: SweepStore, claim: Claim) -> None:
+    def __init__(self, listener: Listener, store: SweepStore, claim: Claim) -> None:
         self._listener = listener
         self._store = store
         self._claim = claim

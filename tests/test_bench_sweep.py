@@ -11,6 +11,7 @@ from family import refused, typed
 from made_data import write_npz
 
 from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.bench.record import typed_command
 from fastresnet.sweep_spec import Sweep, load_sweep
 from fastresnet.sweep_table import markdown, row, table
 
@@ -65,6 +66,25 @@ def test_from_a_finished_sweep_to_a_page(tmp_path: Path) -> None:
     assert "1 of 3 cells of tiny are waiting" in refused(*there)
     assert "give either a sweep" in refused("bench", "sweep")
     assert "is no record" in refused("bench", "sweep", "--show", page)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:secret@host/db", "postgresql+psycopg://u:secret@host/db", "sqlite:////home/secret/s.db"],
+)
+def test_a_command_on_record_has_no_password_and_no_path(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [
+        "sweep",
+        "/home/secret/my.toml",
+        "--storage",
+        url,
+        "--data=/home/secret/j75",
+        f"--storage={url}",
+    ]
+    monkeypatch.setattr("sys.argv", ["fastresnet", *arguments, "--cells", "C=2..4"])
+    assert typed_command() == (
+        "fastresnet sweep my.toml --storage URL --data=j75 --storage=URL --cells C=2..4"
+    )
 
 
 def test_fewer_epochs_than_the_sweeps_own_are_said() -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family import refused, typed
 from made_data import write_npz
 from sweep_processes import completed, config, options, trials
 
-from fastresnet.atomic import read_sealed_json
+from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError
+from fastresnet.loaders import registry
+from fastresnet.loaders.dataset import Dataset, open_dataset
 
 pytest.importorskip("optuna")
 
@@ -24,7 +27,7 @@ from fastresnet.sweep_filter import CellFilter
 from fastresnet.sweep_progress import status_of
 from fastresnet.sweep_spec import load_sweep
 from fastresnet.sweep_store import Record
-from fastresnet.sweep_table import markdown
+from fastresnet.sweep_table import caption, find_table, markdown
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +110,91 @@ def test_other_science_on_a_begun_sweep_is_refused(tmp_path: Path, data: Path) -
     assert table["name"] == "another" and (tmp_path / "another" / "table.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"val": 999}, "cannot hold out 999 of 30 train images"),
+        ({"limit_train": 31}, "cannot use 31 of 30 images"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"amp": "fp16"}, "--amp fp16 needs a GPU"),
+    ],
+)
+def test_options_that_no_cell_can_have_are_refused_at_once(
+    tmp_path: Path, data: Path, changed: dict[str, Any], message: str
+) -> None:
+    wrong = config(data).model_copy(update=changed)
+    with pytest.raises(UserError, match=message):
+        SweepRun(load_sweep(str(sweep_file(tmp_path))), replace(options(data, tmp_path), config=wrong))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_loader_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise UserError("the ffcv loader needs ffcv")
+
+    monkeypatch.setattr(registry, "_registered", {"ffcv": missing})
+    wrong = config(data).model_copy(update={"loader": "ffcv"})
+    with pytest.raises(UserError, match="needs ffcv"):
+        SweepRun(load_sweep(str(sweep_file(tmp_path))), replace(options(data, tmp_path), config=wrong))
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/x", "", ".", "-x", "A b", "x\n"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, data: Path, name: str) -> None:
+    file = sweep_file(tmp_path)
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"--name is .* it must be lower-case letters, digits and hyphens"):
+        SweepRun(load_sweep(str(file)), options(data, tmp_path / "sweeps", name=name))
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_name_finds_a_sweep_in_its_folder_alone(tmp_path: Path) -> None:
+    for folder in (tmp_path / "beside", tmp_path / "sweeps" / "mine"):
+        folder.mkdir(parents=True)
+        write_sealed_json(folder / "table.json", {"name": folder.name})
+    sweeps = tmp_path / "sweeps"
+    assert find_table("mine", sweeps)[0] == sweeps / "mine"
+    assert find_table(str(tmp_path / "beside"), sweeps)[0] == tmp_path / "beside"
+    with pytest.raises(UserError, match=r"no sweep '\.\./beside'"):
+        find_table("../beside", sweeps)
+    with pytest.raises(UserError, match=r"train it first: fastresnet sweep r1-c$"):
+        find_table("r1-c", sweeps)
+    refusal = refused("report", sweeps / "mine", "--sweeps-dir", sweeps)
+    assert refusal.endswith("is a sweep and not a run; write `fastresnet report --sweep mine`")
+
+
+def test_what_holds_for_every_cell_is_told_once(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(*given: Any, **options: Any) -> Dataset:
+        return replace(open_dataset(*given, **options), notices=("the data is drawn",))
+
+    monkeypatch.setattr("fastresnet.sweep.open_dataset", noted)
+    monkeypatch.setattr("fastresnet.assembly.open_dataset", noted)
+    notes = Notes()
+    running = SweepRun(load_sweep(str(sweep_file(tmp_path))), options(data, tmp_path), notes)
+    running.prepare()
+    table = running.run()
+    assert rows_of(table, "state", "chosen_on") == [("done", "test")] * 3
+    assert notes.notices == ["the data is drawn"]
+    assert "Its best cell is chosen on the test set itself, so it flatters." in caption(table)
+
+
+def test_cells_chosen_on_a_validation_split_are_not_said_to_flatter(tmp_path: Path, data: Path) -> None:
+    held_out = config(data).model_copy(update={"val": 10})
+    file = sweep_file(tmp_path, "[grid]\nC = [2, 3]\n")
+    table = SweepRun(load_sweep(str(file)), replace(options(data, tmp_path), config=held_out)).run()
+    assert rows_of(table, "state", "chosen_on") == [("done", "val")] * 2 and "flatters" not in caption(table)
+
+
+def test_cells_that_the_options_fit_are_trained(tmp_path: Path, data: Path) -> None:
+    cells = "[grid]\nC = [2]\nval = [999, 5]\n".replace("val", '"val.num"')
+    table = run(sweep_file(tmp_path, cells), data, tmp_path)
+    assert rows_of(table, "state") == [("failed",), ("done",)]
+
+
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tmp_path: Path, data: Path) -> None:
     cells = '[grid]\nC = [2]\n"optimizer.lr" = [1e30, 0.001]\n'
     notes = Notes()
@@ -140,6 +228,10 @@ grid = { C = [2, 3] }
         {"step": "width", "optimizer.lr": 0.01, "C": 2},
         {"step": "width", "optimizer.lr": 0.01, "C": 3},
     ]
+    best = max(table["rows"][3:], key=lambda row: row["accuracy"])
+    marked = [row for row in table["rows"] if row["note"] == "the best of its step"]
+    assert marked == [table["rows"][1], best] and markdown(table).count("the best of its step") == 2
+    assert "The best of each step is chosen on the test set itself, so it flatters." in markdown(table)
     result = read_sealed_json(tmp_path / "tiny" / table["rows"][4]["run"] / "result.json")
     assert result["recipe"]["optimizer"]["lr"] == 0.01 and result["recipe"]["arch"] == "n2-b1-c3"
     assert run(file, data, tmp_path) == table
@@ -245,3 +337,29 @@ def test_the_command_explains_what_is_wrong(tmp_path: Path, data: Path) -> None:
     assert process.returncode == 2
     assert shown == f"fastresnet: error: {path}:13: C is 0: it must be a whole number from 1 or 'widest'\n"
     assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_list_is_counted_for_the_data(data: Path, tmp_path: Path) -> None:
+    assert "no such data: nosuch" in refused("sweep", "r1-c", "--list", "--data", "nosuch")
+    num_classes = len(open_dataset(str(data)).class_names)
+    file = sweep_file(tmp_path, "[grid]\nC = [4]\n")
+    (cell,) = replace(load_sweep(str(file)), num_classes=num_classes, image_size=8).cells()
+    ours = f"{cell.params:,}"
+    assert ours in typed("sweep", file, "--list", "--data", data)
+    assert num_classes != 10 and ours not in typed("sweep", file, "--list")
+
+
+def test_a_list_of_a_sequence_says_what_stands_in() -> None:
+    shown = typed("sweep", "r3-sequential", "--list")
+    (batch,) = [line for line in shown.splitlines() if line.startswith("batch") and " 64 " in line]
+    assert "0.001" in batch and "as if their best printed cell came out best" in shown
+
+
+@pytest.mark.parametrize("also", [["--list"], ["--epochs", "3"], ["--cells", "C=2"]])
+def test_a_file_is_printed_as_it_is(also: list[str]) -> None:
+    assert "--toml prints the sweep's file as it is" in refused("sweep", "r1-c", "--toml", *also)
+
+
+def test_the_help_says_from_when_cells_are_stopped() -> None:
+    shown = " ".join(typed("sweep", "--help").replace("│", " ").split())
+    assert "once 4 cells are done, and from its epoch 2 on, so never one of 1 epoch" in shown

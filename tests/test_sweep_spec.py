@@ -96,6 +96,9 @@ def test_the_sequence_sets_what_was_chosen_before() -> None:
         "batch": [0.8965, 0.8909, 0.8766],
         "channels": [0.9057, 0.8947, 0.9016],
     }
+    # What later steps were printed at.
+    assert {cell.recipe.optimizer.lr for cell in by_step["batch"] + by_step["channels"]} == {0.001}
+    assert {cell.recipe.batch_size for cell in by_step["channels"]} == {32}
     (cell, *_) = sweep.cells("channels", {"optimizer.lr": 0.005, "batch_size": 64})
     assert cell.label == "optimizer.lr=0.005 batch_size=64 C=42"
     assert (cell.recipe.optimizer.lr, cell.recipe.batch_size) == (0.005, 64)
@@ -187,6 +190,8 @@ def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
         ("C = [4, 8]", "C = [[4], 8]", 11, "grid.C"),
         ("  0.2,", "  -0.2,", 14, "optimizer.lr is -0.2; it must be above 0"),
         ('"optimizer.lr"', '"optimizer.lrr"', 12, "unknown key 'optimizer.lrr'"),
+        ("C = [4, 8]", "seed = [0, 1]", 11, "unknown key 'seed': --seed sets it, for every cell alike"),
+        ("epochs = 2", "limit_train = 2", 6, "unknown key 'limit_train': --limit-train sets it"),
         ('"optimizer.lr"', '"optimiser.lr"', 12, "unknown key 'optimiser.lr'"),
         ("[grid]", 'printed_table = "r1-z"\n[grid]', 10, "unknown key 'printed_table'"),
         ("[set]", 'printed_table = "r1-z"\n[set]', 5, "no table 'r1-z'; did you mean"),

@@ -210,7 +210,7 @@ def completed_or_none(file: Path) -> list[str] | None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"epochs": 5}, "--epochs is 5, and the sweep 'study' was begun with not given; give the same"),
+        ({"epochs": 5}, "--epochs is 5, and the sweep 'study' was begun without --epochs; give the same"),
         ({"seed": 7}, "--seed is 7, and the sweep 'study' was begun with 0"),
         ({"prune": True}, "--prune is on, and the sweep 'study' was begun with off"),
         ({"dataset": "d2"}, "the hash of the data set (--data) is 'd2'"),
@@ -218,10 +218,30 @@ def completed_or_none(file: Path) -> list[str] | None:
     ],
 )
 def test_other_options_on_a_study_are_refused(file: Path, changed: dict[str, Any], message: str) -> None:
-    open_store(file, KEYS).enqueue()
-    with pytest.raises(UserError) as caught:
-        open_store(file, KEYS, **changed)
-    assert message in str(caught.value) and "--name" in str(caught.value)
+    store = open_store(file, KEYS)
+    store.enqueue()
+    claim = store.take(set(), "x")
+    for end in (lambda: True, lambda: store.complete(claim, 0.5, DONE)):  # being trained, then done
+        assert end()
+        with pytest.raises(UserError) as caught:
+            open_store(file, KEYS, **changed)
+        assert message in str(caught.value) and "--name" in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 5}, {"val": 10}, {"prune": True}])
+def test_a_study_of_which_nothing_came_takes_other_options(file: Path, changed: dict[str, Any]) -> None:
+    first = open_store(file, KEYS)
+    first.enqueue()
+    claim = first.take(set(), "x")
+    assert not first.begun_anew and first.fail(claim, "cannot hold out 9 of 3", {})
+    first.take(set(), "x")
+    silence(file)  # its worker was lost
+    second = open_store(file, KEYS, **changed)
+    second.enqueue()
+    assert second.begun_anew and not open_store(file, KEYS, **changed).begun_anew
+    with pytest.raises(UserError, match="was begun"):
+        first.take(set(), "x")
+    assert second.take({claim.key}, "x") is not None
 
 
 def test_hopeless_cells_are_told_by_the_median_of_the_others(file: Path) -> None:

@@ -36,6 +36,7 @@ def report(
     """Write a page about a run, a comparison of several, or a sweep: one HTML file, and its figures as PNG."""
     if bool(runs) == (sweep is not None):
         raise UserError("give either runs, as in `fastresnet report last`, or --sweep NAME")
+    _refuse_sweeps(runs or [], sweeps_dir)
     if sweep is not None:
         from fastresnet.report.sweep_page import write_sweep_report
 
@@ -55,3 +56,13 @@ def report(
     typer.echo(f"{written.page} ({size}, self-contained)")
     if written.figures:
         typer.echo(f"{counted(len(written.figures), 'figure')} as PNG beside it")
+
+
+def _refuse_sweeps(runs: list[str], sweeps_dir: Path) -> None:
+    from fastresnet.sweep_table import TABLE_JSON
+
+    for run in runs:
+        folder = Path(run)
+        if (folder / TABLE_JSON).is_file():
+            name = folder.name if folder.parent == sweeps_dir else run
+            raise UserError(f"{run} is a sweep and not a run; write `fastresnet report --sweep {name}`")

@@ -17,6 +17,7 @@ from fastresnet.cli.options import Compile
 from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
+from fastresnet.sweep_store import PRUNE_FROM_CELLS, PRUNE_FROM_EPOCHS
 from fastresnet.words import counted
 
 if TYPE_CHECKING:
@@ -64,7 +65,11 @@ def sweep(
     prune: Annotated[
         bool,
         typer.Option(
-            "--prune", help="Stop a cell whose accuracy is below the others' median.", rich_help_panel=WHAT
+            "--prune",
+            help="Stop a cell whose accuracy is below the others' median: once "
+            f"{PRUNE_FROM_CELLS} cells are done, and from its epoch {PRUNE_FROM_EPOCHS} on, so never one of "
+            f"{PRUNE_FROM_EPOCHS - 1} epoch.",
+            rich_help_panel=WHAT,
         ),
     ] = False,
     data: Annotated[
@@ -152,6 +157,8 @@ def sweep(
         raise UserError(f"--epochs is {epochs}; it must be at least 1")
     chosen = dataclasses.replace(load_sweep(name), epochs=epochs)
     if print_file:
+        if only_list or cells or epochs is not None:
+            raise UserError("--toml prints the sweep's file as it is; leave out --list, --cells and --epochs")
         typer.echo(chosen.text.rstrip("\n"))
         return 0
     filters = tuple(CellFilter.parse(text) for text in cells or ())
@@ -159,7 +166,7 @@ def sweep(
         from fastresnet.cli.sweep_progress import show_cells
         from fastresnet.sweep_filter import select_steps
 
-        chosen = dataclasses.replace(chosen, image_size=image_size or chosen.image_size)
+        chosen = _counted_for(chosen, data, image_size)
         show_cells(chosen, select_steps(chosen.all_cells(), filters))
         return 0
     from fastresnet.bench.record import typed_command
@@ -204,7 +211,8 @@ def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) 
     progress = SweepProgress(several=is_child)
     try:
         running = SweepRun(sweep, options, progress)
-        running.prepare()
+        if not is_child:
+            running.prepare()
         if num_workers > 1:
             _run_workers(num_workers, options)
         content = running.run()
@@ -268,6 +276,20 @@ def _follow(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=look, name="parent", daemon=True).start()
+
+
+def _counted_for(sweep: Sweep, data: str | None, image_size: int | None) -> Sweep:
+    """Return the sweep with its cells counted for the data set; CIFAR-10, where none is named, is not opened."""
+    import dataclasses
+
+    if data is None:
+        return dataclasses.replace(sweep, image_size=image_size or sweep.image_size)
+    from fastresnet.cli.progress import shown_progress
+    from fastresnet.loaders.dataset import open_dataset
+
+    with shown_progress() as progress:
+        dataset = open_dataset(data, image_size=image_size, progress=progress)
+    return dataclasses.replace(sweep, num_classes=dataset.num_classes, image_size=dataset.image_size)
 
 
 def _list_sweeps() -> None:

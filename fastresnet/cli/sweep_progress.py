@@ -128,7 +128,8 @@ def show_cells(sweep: Sweep, listed: list[tuple[str, list[Cell]]]) -> None:
         typer.echo(f"\nThe budget is {sweep.spec.budget:,} parameters.")
     if len(sweep.steps) > 1:
         typer.echo(
-            "\nIn a later step, what the steps before it choose is shown as if their first cell came out best."
+            "\nIn a later step, what the steps before it choose is shown as if their best printed cell came out best, "
+            "or their first where none is printed."
         )
 
 
