@@ -122,7 +122,7 @@ def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
         message = error_of(fastresnet("train", "--recipe", str(file), "--data", str(data)))
         assert message.startswith(f"{file}:{line}: {expected}"), message
     file.write_text("epochs = = 1")
-    assert error_of(fastresnet("train", "--recipe", str(file))).startswith(f"{file}: not TOML: ")
+    assert error_of(fastresnet("train", "--recipe", str(file))).startswith(f"{file}:1: not TOML: ")
     missing = str(tmp_path / "missing.toml")
     assert error_of(fastresnet("train", "--recipe", missing)).startswith(f"cannot read recipe {missing}: ")
     assert list(here.iterdir()) == []
@@ -141,7 +141,7 @@ def test_out_of_memory_is_one_line(
 
     from fastresnet.engine.step import TrainStep
 
-    def fail(self: TrainStep, *args: Any) -> Any:
+    def fail(self: TrainStep, *args: Any, **kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(TrainStep, "forward_eager", fail)
