@@ -198,7 +198,7 @@ def _paint_bars(axes: Axes, bars: Bars, lying: bool) -> None:
 def _lift_labels(axes: Axes, bars: Bars, labels: Mapping[tuple[int, int], Text], lying: bool) -> None:
     """Write the label of a bar that is shorter than it beyond the bar, and beyond what was printed."""
     along = 0 if lying else 1
-    assert axes.figure is not None
+    assert isinstance(axes.figure, Figure)
     axes.figure.draw_without_rendering()  # only now is it known how long a label is
     for place, label in labels.items():
         end = axes.transData.inverted().transform(label.get_window_extent().max)[along]
