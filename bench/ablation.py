@@ -12,7 +12,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -22,9 +22,8 @@ from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.intervals import LEVEL, two_sided
 from fastresnet.errors import RefusedValue, UserError, did_you_mean
 from fastresnet.recipe import Recipe
-from fastresnet.recipe_parts import Part
+from fastresnet.recipe_parts import Part, matching
 from fastresnet.sweep_cells import mentioned, science_of
-from fastresnet.sweep_spec import NAME
 from fastresnet.toml_model import at_line, read_model, read_text, source_name
 
 BASE = "base"
@@ -42,7 +41,7 @@ class Factor(Part):
         why: what speaks for trying it, in a line.
     """
 
-    name: str = Field(pattern=NAME.replace("-]*", "-.]*"))
+    name: Annotated[str, matching("[a-z0-9][a-z0-9.-]*", "lower case letters, digits, hyphens and dots")]
     group: str
     set: dict[str, Any] = Field(min_length=1)
     why: str

@@ -49,7 +49,7 @@ class Plan:
         for row in self.rows:
             if row not in ROWS:
                 raise UserError(
-                    f"there is no row {row!r}{did_you_mean(row, ROWS)}; the rows are {', '.join(ROWS)}"
+                    f"there is no row {row!r}{did_you_mean(row, ROWS) or ';'} the rows are {', '.join(ROWS)}"
                 )
 
 

@@ -267,7 +267,7 @@ def get_arch(name_or_slug: str) -> ArchSpec:
         return parse_slug(name_or_slug)
     names = [entry.name for entry in CATALOGUE]
     raise UserError(
-        f"unknown architecture {name_or_slug!r}{did_you_mean(name_or_slug, names)}; `fastresnet archs` lists "
+        f"unknown architecture {name_or_slug!r}{did_you_mean(name_or_slug, names) or ';'} `fastresnet archs` lists "
         "the names, and a slug such as n4-b3,3,2,3-c64,128,128,256-p4 gives any other"
     )
 

@@ -22,6 +22,18 @@ class RefusedValue(UserError):
         self.key = key
 
 
+class Conflict(ValueError):
+    """Values of a model that are each allowed do not go together.
+
+    Attributes:
+        at: the key to change, from the model that says so; what its line is found by.
+    """
+
+    def __init__(self, message: str, *at: str | int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the nearest of ``allowed``, or an empty string.
 

@@ -99,7 +99,7 @@ def export(network: Network, to: str, out: Path | str) -> Exported:
 def find_format(to: str) -> Format:
     """Return the format called ``to``. Raises UserError for an unknown one, or one whose libraries are missing."""
     if to not in FORMATS:
-        raise UserError(f"unknown format {to!r}{did_you_mean(to, FORMATS)}; give {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {to!r}{did_you_mean(to, FORMATS) or ';'} give {', '.join(FORMATS)}")
     missing = [name for name in FORMATS[to].needs if find_spec(name) is None]
     if missing:
         raise UserError(

@@ -70,7 +70,7 @@ def find_run(reference: str, runs_dir: Path) -> Path:
         )
     ids = [name.rsplit("-", 1)[-1] for name in names]
     raise UserError(
-        f"no run {reference!r} in {runs_dir}{did_you_mean(reference, [*names, *ids])}; "
+        f"no run {reference!r} in {runs_dir}{did_you_mean(reference, [*names, *ids]) or ';'} "
         f"give a path, a name, an id or 'last' (which is {names[-1]})"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from fastresnet.arch import ArchSpec
 from fastresnet.augment import Normalise, normalisation
 from fastresnet.engine.checkpoint import BEST, load_best, load_saved
 from fastresnet.engine.machine import resolve_device
-from fastresnet.errors import UserError
+from fastresnet.errors import RefusedValue, UserError
 from fastresnet.folder import RunFolder, find_run
 from fastresnet.loaders.sources.decode import decode, resize_all
 from fastresnet.recipe import Recipe
@@ -162,7 +162,9 @@ class Network:
     module: NormalisedResNet
     device: torch.device
 
-    def predict(self, images: Images, top_k: int = 1) -> list[Prediction]:
+    def predict(
+        self, images: Images, top_k: int = 1, on_broken: Callable[[int, UserError], None] | None = None
+    ) -> list[Prediction]:
         """Return the ``top_k`` likeliest classes of each image, in float32 and without TTA.
 
         Images of another size are scaled and cropped as when a data set is packed.
@@ -170,16 +172,18 @@ class Network:
         Args:
             images: a path or several, or uint8 [B, H, W, 3].
             top_k: from 1 to the number of classes.
+            on_broken: told the place, from 0, of each file that cannot be read, and why; it is then left out.
 
         Raises:
-            UserError: an image that cannot be read, an array of another kind, or ``top_k`` out of range.
+            UserError: an image that cannot be read, without ``on_broken``; an array of another kind; ``top_k`` out of
+                range.
         """
         if not 1 <= top_k <= len(self.class_names):
-            raise UserError(
-                f"top-k is {top_k}; this network has 1 to {len(self.class_names)} classes to rank"
+            raise RefusedValue(
+                f"top_k is {top_k}; this network has 1 to {len(self.class_names)} classes to rank", "top_k"
             )
         found = []
-        for batch in self._batches(images):
+        for batch in self._batches(images, on_broken):
             probabilities, labels = self._probabilities(batch).topk(top_k)
             for values, order in zip(probabilities.tolist(), labels.tolist(), strict=True):
                 names = tuple(self.class_names[label] for label in order)
@@ -191,7 +195,9 @@ class Network:
         batch = torch.tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
         return self.module(batch).softmax(1)
 
-    def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:
+    def _batches(
+        self, images: Images, on_broken: Callable[[int, UserError], None] | None
+    ) -> Iterator[NDArray[np.uint8]]:
         """Yield uint8 [B, S, S, 3]."""
         if isinstance(images, np.ndarray):
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -203,8 +209,16 @@ class Network:
             return
         paths = [images] if isinstance(images, str | os.PathLike) else list(images)
         for start in range(0, len(paths), PREDICT_BATCH):
-            batch = paths[start : start + PREDICT_BATCH]
-            yield np.stack([decode(Path(path), str(path), self.image_size) for path in batch])
+            decoded = []
+            for place, path in enumerate(paths[start : start + PREDICT_BATCH], start):
+                try:
+                    decoded.append(decode(Path(path), str(path), self.image_size))
+                except UserError as error:
+                    if on_broken is None:
+                        raise
+                    on_broken(place, error)
+            if decoded:
+                yield np.stack(decoded)
 
 
 def load(

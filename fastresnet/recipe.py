@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from fastresnet.errors import UserError
+from fastresnet.errors import Conflict, UserError
 from fastresnet.recipe_augment import Augment
 from fastresnet.recipe_parts import (
     Activation,
@@ -17,6 +17,7 @@ from fastresnet.recipe_parts import (
     Init,
     Loss,
     Mix,
+    Name,
     Norm,
     Normalise,
     OpenChoice,
@@ -62,7 +63,7 @@ class Recipe(Part):
         open_choices: what the source leaves open, and what was chosen.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: Name
     description: str = ""
     arch: str
     activation: Activation | None = None
@@ -89,19 +90,29 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _blocks_fill_the_batch(self) -> Recipe:
         if self.mix is not None and self.batch_size % self.mix.block:
-            raise ValueError(
+            raise Conflict(
                 f"mix.block is {self.mix.block}, which does not divide batch_size {self.batch_size}; "
-                "choose a divisor of it"
+                "choose a divisor of it",
+                *("mix", "block"),
             )
         return self
 
     @model_validator(mode="after")
     def _branches_can_wake(self) -> Recipe:
         if self.init.zero_gamma and not self.norm.train_scale:
-            raise ValueError(
+            raise Conflict(
                 "norm.train_scale is false, so the scales that init.zero_gamma starts at 0 would stay there, and "
-                "their branches dead; set init.zero_gamma to false"
+                "their branches dead; set init.zero_gamma to false",
+                *("norm", "train_scale"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _arch_is_known(self) -> Recipe:
+        try:
+            self.arch_spec()
+        except UserError as error:
+            raise Conflict(str(error), "arch") from None
         return self
 
     def arch_spec(self) -> ArchSpec:
@@ -120,8 +131,9 @@ class Recipe(Part):
         """Return the side of the training images in each epoch, in pixels, where the data set's is ``image_size``.
 
         Raises:
-            UserError: an unknown arch, or a ``resize`` that the data set or the arch does not allow.
+            UserError: an unknown arch, or a ``resize`` or a cutout that the data set or the arch does not allow.
         """
+        self.augment.check_fits(image_size)
         return sizes_by_epoch(self.resize, self.epochs, self.arch_spec(), image_size)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:

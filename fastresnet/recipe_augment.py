@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fastresnet.errors import Conflict, UserError
 from fastresnet.recipe_parts import Fraction, NonNegative, Part, Positive, Probability, ordered
 
 Interpolation = Literal["nearest", "bilinear"]
@@ -119,14 +120,24 @@ class Augment(Part):
     flip: Literal["none", "random", "alternating"] = "none"
     ops: tuple[AugmentOp, ...] = ()
 
+    def check_fits(self, image_size: int) -> None:
+        """Raise UserError where an operation cannot be done on images of ``image_size`` pixels a side."""
+        for place, op in enumerate(self.ops):
+            if isinstance(op, Cutout) and op.size > image_size:
+                raise UserError(
+                    f"augment.ops.{place}.size is {op.size}; a cutout must be at most as large as the data set's "
+                    f"images, {image_size} pixels"
+                )
+
     @model_validator(mode="after")
     def _order_makes_sense(self) -> Augment:
         names = [op.name for op in self.ops]
-        if names.count("normalise") > 1:
-            raise ValueError("ops lists 'normalise' more than once")
-        if "normalise" in names:
-            after = names[names.index("normalise") :]
-            for colour in ("color-jitter", "grayscale"):
-                if colour in after:
-                    raise ValueError(f"ops lists {colour!r} after 'normalise'; it needs images in [0, 1]")
+        first = names.index("normalise") if "normalise" in names else len(names)
+        for place, name in enumerate(names[first + 1 :], first + 1):
+            if name == "normalise":
+                raise Conflict("ops lists 'normalise' more than once", "ops", place)
+            if name in ("color-jitter", "grayscale"):
+                raise Conflict(
+                    f"ops lists {name!r} after 'normalise'; it needs images in [0, 1]", "ops", place
+                )
         return self

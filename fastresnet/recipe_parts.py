@@ -7,10 +7,27 @@ Each part is a frozen pydantic model that refuses unknown keys. A part with seve
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from fastresnet.errors import Conflict
+
+
+def matching(pattern: str, words: str) -> AfterValidator:
+    """Return what lets only texts through that match all of ``pattern``, which messages call ``words``."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("matching", "must be {words}", {"words": words})
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "lower case letters, digits and hyphens")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -99,8 +116,9 @@ class Sgd(DecayedPart):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Sgd:
         if self.name == "sgdn" and self.momentum == 0:
-            raise ValueError(
-                "momentum is 0, and Nesterov's (sgdn) needs one above 0; for none use name = 'sgd'"
+            raise Conflict(
+                "momentum is 0, and Nesterov's (sgdn) needs one above 0; for none use name = 'sgd'",
+                "momentum",
             )
         return self
 
@@ -266,6 +284,8 @@ class Reported(Part):
         train_accuracy: the printed training accuracy in [0, 1].
         params: the printed number of parameters.
         erratum: what is wrong in what was printed.
+        began_from: the recipe of the run whose best weights the source began with, as ``--init-from`` does; None
+            for new weights.
     """
 
     source: str
@@ -275,10 +295,11 @@ class Reported(Part):
     train_accuracy: Fraction | None = None
     params: int | None = Field(default=None, ge=1)
     erratum: str | None = None
+    began_from: Name | None = None
 
 
 def ordered(low_high: tuple[float, float], key: str) -> None:
-    """Raise ValueError unless the range ascends."""
+    """Raise Conflict unless the range ascends."""
     low, high = low_high
     if not low <= high or not math.isfinite(high):
-        raise ValueError(f"{key} is [{low}, {high}]; the first must not exceed the second")
+        raise Conflict(f"{key} is [{low}, {high}]; the first must not exceed the second", key)

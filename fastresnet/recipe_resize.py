@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from fastresnet.errors import UserError
+from fastresnet.errors import Conflict, UserError
 from fastresnet.recipe_parts import Part
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class Resize(Part):
 def _rising(phases: tuple[Resize, ...]) -> tuple[Resize, ...]:
     for key in ("size", "until"):
         values = [getattr(phase, key) for phase in phases]
-        if any(after <= before for before, after in pairwise(values)):
-            raise ValueError(
-                f"{key} is {', '.join(f'{value:g}' for value in values)}; each must be above the last"
-            )
+        for place, (before, after) in enumerate(pairwise(values), 1):
+            if after <= before:
+                shown = ", ".join(f"{value:g}" for value in values)
+                raise Conflict(f"{key} is {shown}; each must be above the last", place, key)
     return phases
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fastresnet.errors import UserError
+from fastresnet.recipe_parts import matching
 from fastresnet.toml_model import validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-FilePath = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # the system takes no NUL in a path
+FilePath = Annotated[str, matching("[^\\x00]*", "a path without a NUL, which no system takes")]
 
 
 def _fits_a_folder(name: str) -> str:

@@ -8,18 +8,48 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fastresnet.catalogue import TABLES
-from fastresnet.errors import did_you_mean
+from fastresnet.errors import Conflict, did_you_mean
 from fastresnet.recipe import Recipe, load_recipe
-from fastresnet.recipe_parts import Fraction, Part
+from fastresnet.recipe_parts import Fraction, Name, Part
 from fastresnet.sweep_cells import Cell, CellMaker, KeyMistake, Settings, Value
 from fastresnet.toml_model import KeyPath, at_line, packaged_names, read_model, read_text, source_name
 
-NAME = r"^[a-z0-9][a-z0-9-]*$"
 MAX_CELLS = 10_000  # each is looked at before any is trained
+
+
+def _simple(value: Any, check: ValidatorFunctionWrapHandler) -> Value:
+    try:
+        return check(value)
+    except ValidationError:  # else each kind of value complains for itself
+        raise PydanticCustomError("simple", "must be a number, text, true or false") from None
+
+
+def _no_tables(settings: Any) -> Any:
+    """Refuse ``optimizer.lr = 1``, which TOML reads as a table: dotted keys of recipes are texts."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, dict):
+            dotted = f"{key}.{next(iter(value), 'key')}"
+            raise Conflict(f'{key} is a table; write "{dotted}" with the quotes, as one key', key)
+    return settings
+
+
+Simple = Annotated[Value, WrapValidator(_simple)]
+Set = Annotated[dict[str, Simple], BeforeValidator(_no_tables)]
+Grid = Annotated[dict[str, tuple[Simple, ...]], BeforeValidator(_no_tables)]
 
 
 class CellEntry(Part):
@@ -32,7 +62,7 @@ class CellEntry(Part):
         note: what a reader of the table should know.
     """
 
-    set: Settings
+    set: Set
     printed_accuracy: Fraction | None = None
     printed_params: int | None = Field(default=None, ge=1)
     note: str = ""
@@ -47,7 +77,7 @@ class CellsPart(Part):
         cells: the cells one by one.
     """
 
-    grid: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    grid: Grid = Field(default_factory=dict)
     cells: tuple[CellEntry, ...] = ()
 
     @field_validator("grid")
@@ -55,7 +85,7 @@ class CellsPart(Part):
     def _values(cls, grid: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
         for key, values in grid.items():
             if not values:
-                raise ValueError(f"{key} has no values; give at least one")
+                raise Conflict(f"{key} has no values; give at least one", key)
         number = math.prod(map(len, grid.values()))
         if number > MAX_CELLS:
             raise ValueError(f"its values make {number:,} cells; a sweep may have {MAX_CELLS:,}")
@@ -75,12 +105,12 @@ class CellsPart(Part):
 class Step(CellsPart):
     """One study of a sequence, which starts from the best of the one before."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
 
     @model_validator(mode="after")
     def _one_form(self) -> Step:
         if bool(self.grid) == bool(self.cells):
-            raise ValueError("give either a grid or cells")
+            raise Conflict("give either a grid or cells", *(["cells"] if self.cells else []))
         return self
 
 
@@ -97,10 +127,10 @@ class SweepSpec(CellsPart):
         sequence: several studies in a row, in place of one grid or list of cells.
     """
 
-    name: str = Field(pattern=NAME)
+    name: Name
     title: str = ""
     recipe: str
-    set: Settings = Field(default_factory=dict)
+    set: Set = Field(default_factory=dict)
     budget: int | None = Field(default=None, ge=1)
     printed_table: str | None = None
     sequence: tuple[Step, ...] = ()
@@ -116,11 +146,13 @@ class SweepSpec(CellsPart):
 
     @model_validator(mode="after")
     def _one_form(self) -> SweepSpec:
-        if sum(map(bool, (self.grid, self.cells, self.sequence))) != 1:
-            raise ValueError("give one of a grid, cells and a sequence, to say what is trained")
+        given = [part for part in ("grid", "cells", "sequence") if getattr(self, part)]
+        if len(given) != 1:
+            raise Conflict("give one of a grid, cells and a sequence, to say what is trained", *given[1:2])
         names = [step.name for step in self.sequence]
-        if len(set(names)) != len(names):
-            raise ValueError("two steps of the sequence have one name")
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise Conflict(f"two steps of the sequence have the name {name!r}", "sequence", place, "name")
         return self
 
 

@@ -8,6 +8,7 @@ import tomllib
 Path = tuple[str | int, ...]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_PLACE = re.compile(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)$")
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SCALAR = re.compile(r"[^,\]}\n#]+")
 _STRING = re.compile(
@@ -31,13 +32,41 @@ def nearest_line(lines: dict[Path, int], path: Path) -> int:
     return lines.get(path, 1)
 
 
+def explain(text: str, error: str) -> tuple[int, str]:
+    """Return the line, from 1, of what ``tomllib`` says of a text that it refuses, and what it says of it, less that.
+
+    A key that is given twice is named, which ``tomllib`` does not do.
+    """
+    place = _PLACE.search(error)
+    end = len(text.rstrip("\n"))
+    if place is None or place[1] is None:
+        at = end
+    else:
+        lines = text.splitlines(keepends=True)  # tomllib reads CRLF as LF, so that its columns are ours
+        at = min(sum(map(len, lines[: int(place[1]) - 1])) + int(place[2]) - 1, end)
+    said = _PLACE.sub("", error)
+    said = re.sub(r"\('([^()]*)',?\)", lambda key: key[1].replace("', '", "."), said)
+    line = text.count("\n", 0, at) + 1
+    if said == "Cannot overwrite a value":
+        try:
+            scan = _Scan(text[:at])
+        except (AssertionError, IndexError, ValueError):  # it ends within a table's header
+            said = f"the table {text.splitlines()[line - 1].strip()} has the name of a value"
+        else:
+            key = ".".join(map(str, scan.last))
+            line, said = scan.last_line, f"{key} is given twice, first in line {scan.lines[scan.last]}"
+    return line, f"{said[:1].lower()}{said[1:]}"
+
+
 class _Scan:
-    """One pass over a valid text; ``at`` is the offset of the next character."""
+    """One pass over a valid text; ``at`` is the offset of the next character, ``last`` the last key of a table."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
         self.lines: dict[Path, int] = {}
+        self.last: Path = ()
+        self.last_line = 1
         self.counts: dict[Path, int] = {}  # elements so far of each array of tables
         table: Path = ()
         self.skip()
@@ -105,6 +134,7 @@ class _Scan:
             self.lines.setdefault(path, line)
         self.at = self.text.index("=", self.at) + 1
         self.value(path)
+        self.last, self.last_line = path, line
 
     def value(self, path: Path) -> None:
         self.skip()

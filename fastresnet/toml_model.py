@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fastresnet.errors import RefusedValue, UserError, did_you_mean
-from fastresnet.toml_lines import line_numbers, nearest_line
+from fastresnet.errors import Conflict, RefusedValue, UserError, did_you_mean
+from fastresnet.toml_lines import explain, line_numbers, nearest_line
 
 Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[str | int, ...]
@@ -56,8 +56,13 @@ def read_model(kind: str, model: type[Model], name_or_path: str) -> Model:
     where = source_name(kind, name_or_path)
     try:
         data = parse_toml(text)
+    except tomllib.TOMLDecodeError as error:
+        line, said = explain(text, str(error))
+        raise UserError(f"{where}:{line}: not TOML: {said}") from None
+    except Conflict as error:
+        raise at_line(where, text, error.at, f"not TOML: {error}") from None
     except ValueError as error:
-        raise UserError(f"{where}: not TOML: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise UserError(f"{where}: not TOML: {error}") from None
     return validated(model, data, where, text)
 
 
@@ -72,15 +77,15 @@ def parse_toml(text: str) -> dict[str, Any]:
         data = tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    waiting: list[Any] = [data]
+    waiting: list[tuple[KeyPath, Any]] = [((), data)]
     while waiting:
-        value = waiting.pop()
+        path, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += value.values()
+            waiting += [((*path, key), part) for key, part in value.items()]
         elif isinstance(value, list):
-            waiting += value
+            waiting += [((*path, place), part) for place, part in enumerate(value)]
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"an integer has {value.bit_length()} bits; TOML's have 64")
+            raise Conflict(f"an integer has {value.bit_length()} bits; TOML's have 64", *path)
     return data
 
 
@@ -102,6 +107,8 @@ def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text
         # A misspelt key is also reported as missing under its right name: say the first.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path, message = _explain(model, dict(first))
+        conflict = first.get("ctx", {}).get("error")
+        path = (*path, *conflict.at) if isinstance(conflict, Conflict) else path
         key = ".".join(map(str, path))
         raise (at_line(where, text, path, message) if text else RefusedValue(message, key)) from None
 
@@ -144,9 +151,34 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
     if kind == "literal_error":
         near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
         return path, f"{key} is {shown_value(given)}{near} (allowed: {context['expected']})"
-    return path, f"{key} is {shown_value(given)}; {requirement(error)}"
+    return path, f"{key} is {shown_value(given)}; {requirement(error)}{_as_toml(root, path, kind, given)}"
 
 
+def _as_toml(root: type[BaseModel], path: KeyPath, kind: str, given: Any) -> str:
+    """Return how a table or a list that was given as something else is written; empty for other mistakes."""
+    if kind not in _STRUCTURES:
+        return ""
+    if isinstance(given, str) and given[:1] in ("[", "{"):
+        return ", and this is not TOML: words in it stand in quotes"
+    if kind == "tuple_type":
+        return ""
+    tags = _tags(root, path)
+    if tags:
+        return f', as in {{name = "{given if given in tags else tags[0]}"}}'
+    allowed = sorted({key for model in models_at(root, path) for key in model.model_fields})
+    return f" (allowed: {', '.join(allowed)})" if allowed else ""
+
+
+# Kinds of mistakes of which :func:`_explain` says all; of any other :func:`requirement` says what is allowed.
+EXPLAINED = (
+    "extra_forbidden",
+    "missing",
+    "union_tag_not_found",
+    "union_tag_invalid",
+    "value_error",
+    "literal_error",
+)
+_STRUCTURES = ("tuple_type", "dict_type", "model_type", "model_attributes_type")
 _REQUIREMENTS = {
     "int_parsing": "a whole number",
     "int_parsing_size": "a whole number, and a smaller one",
@@ -162,6 +194,12 @@ _REQUIREMENTS = {
     "greater_than_equal": "at least {ge}",
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
+    "dict_type": "a table of keys",
+    "model_type": "a table of keys",
+    "model_attributes_type": "a table of keys",
 }
 
 

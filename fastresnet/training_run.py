@@ -74,6 +74,12 @@ class Run:
         # Found out before anything slow: a wrong name, and a place that cannot be written.
         weights = load_weights(init_from, path.parent) if init_from else None
         check_writable(path.parent)
+        began_from = self.recipe.reported.began_from if self.recipe.reported else None
+        if began_from and weights is None:
+            self.listener.on_notice(
+                f"the source of {self.recipe.name} began from the best weights of a run of {began_from}; this run "
+                "begins from new ones, as no --init-from RUN:best is given"
+            )
         self._lead(path)
         self._open_data()
         try:

@@ -122,7 +122,7 @@ def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
         message = error_of(fastresnet("train", "--recipe", str(file), "--data", str(data)))
         assert message.startswith(f"{file}:{line}: {expected}"), message
     file.write_text("epochs = = 1")
-    assert error_of(fastresnet("train", "--recipe", str(file))).startswith(f"{file}: not TOML: ")
+    assert error_of(fastresnet("train", "--recipe", str(file))).startswith(f"{file}:1: not TOML: ")
     missing = str(tmp_path / "missing.toml")
     assert error_of(fastresnet("train", "--recipe", missing)).startswith(f"cannot read recipe {missing}: ")
     assert list(here.iterdir()) == []

@@ -12,8 +12,10 @@ import pytest
 import torch
 from family import CLASSES, Family, family, refused, typed
 from PIL import Image
+from typer.testing import CliRunner
 
 import fastresnet
+from fastresnet.cli.main import app
 from fastresnet.errors import UserError
 from fastresnet.evaluation import evaluate_run, evaluate_samples
 from fastresnet.loaders.dataset import open_dataset
@@ -122,17 +124,42 @@ def test_json_says_the_same_as_python(family: Family, photos: Path) -> None:
 
 @pytest.mark.parametrize("top_k", [0, -1, 4])
 def test_top_k_out_of_range_is_refused(family: Family, photos: Path, top_k: int) -> None:
-    assert "1 to 3 classes" in refused("predict", family.parent, photos, "--top-k", top_k)
+    assert f"--top-k is {top_k}; this network has 1 to 3 classes" in refused(
+        "predict", family.parent, photos, "--top-k", top_k
+    )
 
 
 def test_what_is_no_image_is_named(family: Family, photos: Path, tmp_path: Path) -> None:
-    assert "notes.txt is not an image" in refused("predict", family.parent, photos / "notes.txt")
+    assert "notes.txt is of another format (JPEG or PNG only)" in refused(
+        "predict", family.parent, photos / "notes.txt"
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.gif")
+    assert refused("predict", family.parent, tmp_path / "x.gif").endswith("only); convert it or leave it out")
     torn = photos / "torn.png"
     torn.write_bytes((photos / "b.png").read_bytes()[:60])
-    assert "torn.png" in refused("predict", family.parent, photos)
+    assert "torn.png" in refused("predict", family.parent, torn)
     assert "no such image" in refused("predict", family.parent, tmp_path / "missing.png")
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refused("predict", family.parent, tmp_path / "empty")
+
+
+def test_a_broken_file_in_a_folder_is_passed_over(family: Family, photos: Path) -> None:
+    torn = photos / "c.png"
+    torn.write_bytes((photos / "b.png").read_bytes()[:60])
+    result = CliRunner().invoke(app, ["predict", str(family.parent), str(photos), "--json"])
+    assert result.exit_code == 1
+    assert (
+        result.stderr.startswith(f"note: passed over: {torn} is not an image")
+        and result.stderr.count("\n") == 1
+    )
+    found = json.loads(result.stdout)["predictions"]
+    names = ("a.jpg", "b.png", "d.png", "deeper/c.JPEG")
+    assert [entry["image"] for entry in found] == [str(photos / name) for name in names]
+    (last,) = fastresnet.load(family.parent).predict(photos / names[-1], top_k=3)
+    assert tuple(entry["class_name"] for entry in found[-1]["top"]) == last.class_names
+    for name in names:
+        (photos / name).unlink()
+    assert "c.png is not an image" in refused("predict", family.parent, photos)
 
 
 def test_a_run_that_is_not_there_is_named(family: Family, photos: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from page_reader import Element, read_page, table
 from PIL import Image
 
 from fastresnet.evaluation import evaluate_samples
+from fastresnet.recipe import load_recipe
 from fastresnet.report import page as page_module
 from fastresnet.report.confusion import confusion_counts
+from fastresnet.report.facts import tiles
 from fastresnet.report.page import write_report
+from fastresnet.report.printed import setting_note
 from fastresnet.report.records import read_run
-from fastresnet.report.writing import Written
+from fastresnet.report.writing import Written, render, write_page
+from fastresnet.run import RunConfig
 
 __all__ = ["family", "pages"]  # fixtures
 
@@ -217,21 +222,72 @@ def test_a_run_that_is_not_complete_has_a_page(family: Family, tmp_path: Path) -
 
 
 def test_a_page_without_the_images_says_so(family: Family, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "other.npz"
     arrays = dict(np.load(family.data))
-    np.savez(elsewhere, **arrays | {"test_labels": 2 - arrays["test_labels"]})
-    for data, reason in (
-        (tmp_path / "gone.npz", "no such data"),
-        (elsewhere, "not the data set of this run"),
-    ):
-        out = tmp_path / data.stem
-        shown = typed("report", family.parent, "--data", data, "--out", out)
+    kept = shutil.move(family.data, tmp_path / "kept.npz")
+    out = tmp_path / "page"
+    for reason in ("no such data", "not the data set of this run"):
+        try:
+            if "not" in reason:
+                np.savez(family.data, **arrays | {"test_labels": 2 - arrays["test_labels"]})
+            shown = typed("report", family.parent, "--out", out)
+        finally:
+            shutil.copy(kept, family.data)
         assert f"note: run {family.parent.name[-6:]}: predictions and augmentation are not shown" in shown
         page = read_page(out / "report.html")
         assert reason in page.one("header").text
         assert page.text.count("Not shown: the images could not be read") == 2
         assert table(page, "Accuracy by epoch").rows()
         check_readable(page)
+
+
+def test_data_or_a_device_that_is_not_there_leaves_the_page_as_it_was(family: Family, tmp_path: Path) -> None:
+    written = write_report([str(family.parent)], out=tmp_path)
+    before = written.page.read_bytes()
+    other = tmp_path / "other.npz"
+    arrays = dict(np.load(family.data))
+    np.savez(other, **arrays | {"test_labels": 2 - arrays["test_labels"]})
+    for option, value, message in (
+        ("--data", tmp_path / "gone.npz", "no such data"),
+        ("--data", other, "not the data set of this run"),
+        ("--device", "gpu", "gpu"),
+    ):
+        assert message in refused("report", family.parent, option, value, "--out", tmp_path)
+    assert written.page.read_bytes() == before and all(path.exists() for path in written.figures)
+
+
+def test_figures_that_are_no_longer_of_the_page_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "own.png").write_bytes(b"not ours")
+    for names in (["loss", "worst"], ["loss"]):
+        figures = dict.fromkeys(names, b"png")
+        write_page(tmp_path, render("base.html.j2", figures=figures, title="x"), figures, ())
+        assert {path.stem for path in tmp_path.glob("*.png")} == {"own", *names}
+
+
+def test_a_setting_that_was_not_printed_is_told(family: Family) -> None:
+    run = read_run(str(family.parent), family.runs_dir)
+    run = replace(run, dataset=run.dataset | {"name": "CIFAR-10"}, config=RunConfig())
+
+    def note(recipe: str, parent: str | None = None, **config: int) -> str:
+        record = replace(run, recipe=load_recipe(recipe), config=RunConfig(**config), parent=parent)
+        return setting_note(record).removeprefix("What was printed is of another setting. Here: ")
+
+    assert note("r1-joint") == note("r1-joint", val=0) == note("r0-continue", "p", val=5000) == ""
+    assert note("r1-joint", val=5000) == "val 5,000, not none."
+    assert note("r0-continue", "p", val=0) == "val none, not 5,000."
+    assert note("r0-continue").startswith(
+        "begun from new weights, not from those of a run of r0-resnet24-as-run"
+    )
+    assert note("r1-joint", "p") == "begun from the weights of p, not from new ones."
+
+
+def test_the_ring_is_told_to_be_of_this_run(page: Element, comparison: Element) -> None:
+    assert "The ring marks the best epoch of this run by val accuracy" in page.text
+    assert comparison.text.count("The ring marks the best epoch by val accuracy") == 1  # the parent's
+
+
+def test_one_epoch_is_one_epoch(family: Family) -> None:
+    run = read_run(str(family.parent), family.runs_dir)
+    assert tiles(replace(run, rows=run.rows[:1]))[-1].note.startswith("1 epoch of ")
 
 
 def test_what_cannot_be_reported_on_is_one_line(family: Family, tmp_path: Path) -> None:

@@ -209,6 +209,34 @@ def test_bars_are_grouped_by_what_the_cells_differ_in() -> None:
     assert sweep_charts(rows[:1], ["arch", "recipe"], "x") == []
 
 
+@pytest.mark.parametrize("name", ["r0-optimizers", "r1-joint"])  # standing bars, and lying ones
+def test_the_label_of_a_low_bar_stands_beyond_it(name: str) -> None:
+    content = cells(name)
+    (chart,) = sweep_charts(content["rows"], content["columns"], "x")
+    assert "fill: var(--page)" in label_of(chart.svg, "51.0")
+    content["rows"][0] |= {"accuracy": 0.02, "printed_accuracy": None}
+    (chart,) = sweep_charts(content["rows"], content["columns"], "x")
+    assert "fill: var(--ink)" in label_of(chart.svg, "2.0")
+
+
+def label_of(svg: str, text: str) -> str:
+    """Return the text elements that hold no more than ``text``."""
+    return "".join(re.findall(rf"<text[^>]*>{re.escape(text)}</text>", svg))
+
+
+def test_a_page_about_a_sweep_without_printed_figures_has_none(tmp_path: Path) -> None:
+    content = cells("r1-c")
+    for entry in content["rows"]:
+        entry |= {"printed_accuracy": None, "printed_params": None}
+    write_table(tmp_path, content)
+    page = read_page(write_sweep_report(str(tmp_path)).page)
+    found = table(page, "Cells on CIFAR-10-J75")
+    assert found.one("caption").text.strip() == "Cells on CIFAR-10-J75"
+    headings = [cell.text for cell in found.one("thead").all("th")]
+    assert headings == ["C", "accuracy", "parameters", "network", "remark"]
+    assert "printed" not in page.one("main").text
+
+
 def test_a_sweep_on_drawn_images_says_so(tmp_path: Path) -> None:
     write_sealed_json(tmp_path / "table.json", cells("r1-k", dataset_name="shapes", dataset_is_builtin=True))
     page = read_page(write_sweep_report(str(tmp_path), sweeps_dir=tmp_path / "none").page)

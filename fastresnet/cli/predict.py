@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastresnet.cli.options import Run
+from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.words import dataset_shown
+
+if TYPE_CHECKING:
+    from fastresnet.inference import Network, Prediction
 
 DEFAULT_TOP_K = 3
 
@@ -27,13 +31,38 @@ def predict(
     runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell the likeliest classes of images, with their probabilities."""
+    """Tell the likeliest classes of images, with their probabilities.
+
+    A file in a folder that cannot be read is passed over, with a note on stderr, and the exit code is 1 then.
+    """
     from fastresnet.inference import load, split_reference
 
     paths = [path for given in images for path in _images_of(given)]
+    named = set(images)
+    broken: dict[int, UserError] = {}
+
+    def on_broken(place: int, error: UserError) -> None:
+        if paths[place] in named:
+            raise error
+        broken[place] = error
+
     reference, weights = split_reference(run)
     network = load(reference, runs_dir=runs_dir, weights=weights, device=device)
-    found = network.predict(paths, min(DEFAULT_TOP_K, len(network.class_names)) if top_k is None else top_k)
+    num_classes = min(DEFAULT_TOP_K, len(network.class_names)) if top_k is None else top_k
+    with named_as_typed(["top_k"]):
+        found = network.predict(paths, num_classes, on_broken)
+    for error in broken.values():
+        if not found:
+            raise error
+        typer.echo(f"note: passed over: {error}", err=True)
+    paths = [path for place, path in enumerate(paths) if place not in broken]
+    _show(network, paths, found, as_json)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _show(network: Network, paths: list[Path], found: list[Prediction], as_json: bool) -> None:
+    """Print what was found of the images at ``paths``, as JSON or as lines."""
     if as_json:
         rows = [
             {

@@ -247,7 +247,7 @@ def check_loader(name: str) -> None:
     allowed = ("auto", *backend_names())
     if name not in allowed:
         raise UserError(
-            f"unknown loader {name!r}{did_you_mean(name, allowed)}; the loaders are {', '.join(allowed)}"
+            f"unknown loader {name!r}{did_you_mean(name, allowed) or ';'} the loaders are {', '.join(allowed)}"
         )
 
 

@@ -45,6 +45,6 @@ def named_as_typed(given: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except RefusedValue as error:
-        if error.key not in given:
+        if error.key not in given or not str(error).startswith(error.key):
             raise
         raise UserError(option_of(error.key) + str(error).removeprefix(error.key)) from None

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from fastresnet.report.chart import SERIES, Chart, colour, draw, percent_axis
 from fastresnet.report.tables import percent
 
 Rows = Sequence[Mapping[str, Any]]
 STEP = "step"  # the key that tells a sequence's studies apart
+FOOT = 0.015  # of the axis, between a bar's foot or end and its label
 WIDTH = 0.8  # of a group of bars, of the room it has
 
 
@@ -156,12 +158,13 @@ def _paint_bars(axes: Axes, bars: Bars, lying: bool) -> None:
     def middle(place: tuple[int, int]) -> float:
         return place[0] + (place[1] - (len(bars.series) - 1) / 2) * width
 
+    labels: dict[tuple[int, int], Text] = {}
     draw_bars, draw_marks = (axes.barh, axes.vlines) if lying else (axes.bar, axes.hlines)
     for place, value in bars.ours.items():
         at = middle(place)
         draw_bars(at, value, width * 0.92, color=colour(SERIES[place[1]]))
-        axes.text(
-            *((0.015, at) if lying else (at, 0.015)),  # at the foot, clear of what was printed
+        labels[place] = axes.text(
+            *((FOOT, at) if lying else (at, FOOT)),  # at the foot, clear of what was printed
             f"{100 * value:.1f}",
             color=colour("page"),
             fontsize=8.5 if lying or width > 0.3 else 7.5,
@@ -189,3 +192,18 @@ def _paint_bars(axes: Axes, bars: Bars, lying: bool) -> None:
         axes.grid(axis="x", visible=False)
     axes.tick_params(length=0)
     percent_axis(axes, "x" if lying else "y")
+    _lift_labels(axes, bars, labels, lying)
+
+
+def _lift_labels(axes: Axes, bars: Bars, labels: Mapping[tuple[int, int], Text], lying: bool) -> None:
+    """Write the label of a bar that is shorter than it beyond the bar, and beyond what was printed."""
+    along = 0 if lying else 1
+    assert isinstance(axes.figure, Figure)
+    axes.figure.draw_without_rendering()  # only now is it known how long a label is
+    for place, label in labels.items():
+        end = axes.transData.inverted().transform(label.get_window_extent().max)[along]
+        if end + FOOT / 2 <= bars.ours[place]:
+            continue
+        beyond = max(bars.ours[place], bars.printed.get(place, 0.0)) + FOOT
+        (label.set_x if lying else label.set_y)(beyond)
+        label.set_color(colour("ink"))

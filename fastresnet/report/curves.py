@@ -231,9 +231,10 @@ def _best_note(record: RunRecord) -> str:
         return ""
     split = record.best["chosen_on"]
     warning = ", the test set itself, so it flatters" if split == "test" else ""
+    of_this = " of this run" if len(record.segments) > 1 else ""  # one it came from may have had a better one
     return (
-        f"The ring marks the best epoch by {split} accuracy{warning}. Train is the mean over the epoch's steps, on "
-        "augmented images; the others are of the epoch's end."
+        f"The ring marks the best epoch{of_this} by {split} accuracy{warning}. Train is the mean over the epoch's "
+        "steps, on augmented images; the others are of the epoch's end."
     )
 
 

@@ -10,6 +10,7 @@ from fastresnet.report.diagram import network_rows
 from fastresnet.report.records import RunRecord
 from fastresnet.report.tables import DASH, Bar, Table, Value, count, number, percent
 from fastresnet.run import duration
+from fastresnet.words import counted
 
 Z95 = 1.959964  # of a 95% interval
 
@@ -42,7 +43,7 @@ def tiles(record: RunRecord) -> list[Tile]:
         Tile(
             "Training time",
             duration(clocks.train_s),
-            f"{len(record.rows)} epochs of {_epoch_s(record)}, {record.environment['device_name']}",
+            f"{counted(len(record.rows), 'epoch')} of {_epoch_s(record)}, {record.environment['device_name']}",
         ),
     ]
     return shown

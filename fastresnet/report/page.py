@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastresnet.engine.machine import resolve_device
 from fastresnet.errors import UserError
 from fastresnet.evaluation import evaluate_samples
 from fastresnet.inference import split_reference
@@ -78,7 +79,8 @@ def write_report(
         device: what to evaluate on.
 
     Raises:
-        UserError: no such run, a damaged one, one named twice, or a folder that cannot be written.
+        UserError: no such run, a damaged one, one named twice, no such device, ``data`` that is given and is of none
+            of the runs, or a folder that cannot be written. Nothing is written then.
     """
     runs_dir = Path(runs_dir)
     if len(references) > MOST_RUNS:
@@ -89,20 +91,30 @@ def write_report(
     if len(set(names)) < len(names):
         raise UserError(f"a run is named twice: {', '.join(names)}; give each once")
     single = len(records) == 1
-    parts = []
+    resolve_device(device)
+    parts, missing = [], []
     for record, (_, weights) in zip(records, given, strict=True):
         part = _run_part(record, "" if single else f"{record.key}-", weights)
-        _add_samples(part, runs_dir, data, device, progress)
+        error = _add_samples(part, runs_dir, data, device, progress)
+        missing += [error] if error is not None else []
         parts.append(part)
+    if data is not None and len(missing) == len(parts):  # without --data, it may only have moved
+        raise missing[0]
     comparison = [] if single else comparison_curves(records)
     title = _title(records[0]) if single else f"Comparison of {len(records)} runs"
-    html = render(
-        "run.html.j2", title=title, parts=parts, single=single, records=records, comparison=comparison
-    )
     figures = {chart.name: chart.png for chart in comparison}
     for part in parts:
         charts = [*part.curves, part.diagram]
         figures |= {chart.name: chart.png for chart in charts} | part.pngs
+    html = render(
+        "run.html.j2",
+        title=title,
+        figures=figures,
+        parts=parts,
+        single=single,
+        records=records,
+        comparison=comparison,
+    )
     folder = (
         Path(out) if out else records[0].path / "report" if single else runs_dir / "reports" / "-".join(names)
     )
@@ -133,8 +145,8 @@ def _run_part(record: RunRecord, prefix: str, weights: str) -> RunPart:
 
 def _add_samples(
     part: RunPart, runs_dir: Path, data: str | None, device: str, progress: Progress | None
-) -> None:
-    """Add what needs the images; where they cannot be read, say why instead."""
+) -> UserError | None:
+    """Add what needs the images; where they cannot be read, say why instead, and return it."""
     record, config = part.record, part.record.config
     try:
         dataset = open_dataset(data or config.data, image_size=config.image_size, progress=progress)
@@ -147,7 +159,7 @@ def _add_samples(
         )
     except UserError as error:
         part.notices.append(f"predictions and augmentation are not shown: {error}")
-        return
+        return error
     part.predictions = summarise(outcomes, record.on, part.key)
     part.pngs[f"{part.key}confusion"] = part.predictions.chart.png
     if part.predictions.worst:
@@ -155,3 +167,4 @@ def _add_samples(
         part.pngs[f"{part.key}worst"] = worst_png(outcomes, part.predictions.worst, title)
     part.augmentation = augmentation_grid(record, dataset)
     part.pngs[f"{part.key}augmentation"] = part.augmentation.png
+    return None

@@ -51,7 +51,8 @@ class RunRecord:
         test: loss, accuracy and accuracy_tta of the last evaluation on test; None before the first.
         best: epoch, accuracy and split of the best evaluation; empty before the first.
         finished: it has a result.
-        segments: the runs it came from, oldest first, then itself.
+        parent: name of the run whose weights it began with; None for new ones.
+        segments: the runs it came from that were found, oldest first, then itself.
         notices: what could not be found.
     """
 
@@ -69,6 +70,7 @@ class RunRecord:
     test: dict[str, Any] | None
     best: dict[str, Any]
     finished: bool
+    parent: str | None
     segments: tuple[Segment, ...]
     notices: tuple[str, ...]
 
@@ -133,6 +135,7 @@ def read_run(reference: str, runs_dir: Path) -> RunRecord:
         test=known["test"],
         best=known["best"],
         finished=known["finished"],
+        parent=content["parent"] and content["parent"]["run"],
         segments=(*segments, own),
         notices=notices,
     )

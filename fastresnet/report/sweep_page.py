@@ -33,8 +33,10 @@ def write_sweep_report(
     folder, content = find_table(name, Path(sweeps_dir))
     rows, on = content["rows"], _on(content)
     charts = sweep_charts(rows, content["columns"], on)
+    figures = {chart.name: chart.png for chart in charts}
     html = render(
         "sweep.html.j2",
+        figures=figures,
         title=f"{content['title'] or content['name']}, on {on}",
         content=content,
         caption=caption(content),
@@ -46,7 +48,6 @@ def write_sweep_report(
         label=_label,
         about_data=ABOUT_DATA.get(content["conditions"]["dataset_name"], ""),
     )
-    figures = {chart.name: chart.png for chart in charts}
     return write_page(Path(out) if out else folder / "report", html, figures, ())
 
 
@@ -102,14 +103,20 @@ def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
                 "; ".join(filter(None, remarks)),
             )
         )
-    first, said = len(columns), any(line[-1] for line in lines)
+    numbers = ("accuracy", "printed", "difference in points", "parameters", "printed parameters")
+    headings = (*columns, *numbers, "network", "remark")
+    optional = {"printed", "difference in points", "printed parameters", "remark"}
+    kept = [
+        place
+        for place, heading in enumerate(headings)
+        if place < len(columns)
+        or heading not in optional
+        or any(line[place] not in ("", DASH) for line in lines)
+    ]
+    printed = any(row["printed_accuracy"] is not None for row in rows)
     return Table(
-        caption=f"Cells on {on}, beside what was printed",
-        columns=(
-            *columns,
-            *("accuracy", "printed", "difference in points", "parameters", "printed parameters", "network"),
-            *(("remark",) if said else ()),
-        ),
-        rows=tuple(line if said else line[:-1] for line in lines),
-        numeric=frozenset(range(first, first + 5)),
+        caption=f"Cells on {on}{', beside what was printed' * printed}",
+        columns=tuple(headings[place] for place in kept),
+        rows=tuple(tuple(line[place] for place in kept) for line in lines),
+        numeric=frozenset(i for i, place in enumerate(kept) if 0 <= place - len(columns) < len(numbers)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -66,6 +68,8 @@ def _colours() -> str:
 def write_page(folder: Path, html: str, figures: Mapping[str, bytes], notices: Sequence[str]) -> Written:
     """Write ``report.html`` and the figures to ``folder``, making it; each file is whole or as it was.
 
+    Figures of the page that stood there, which this one does not have, are removed.
+
     Raises:
         UserError: the folder cannot be made or written.
     """
@@ -79,8 +83,20 @@ def write_page(folder: Path, html: str, figures: Mapping[str, bytes], notices: S
         _write(path, png)
         paths.append(path)
     page = folder / PAGE
+    for name in _figures_of(page) - set(figures):
+        with contextlib.suppress(OSError):
+            (folder / f"{name}.png").unlink()
     _write(page, html.encode())
     return Written(page=page, figures=tuple(paths), notices=tuple(notices))
+
+
+def _figures_of(page: Path) -> set[str]:
+    """Return the names of the figures of a page of ours; empty where there is none."""
+    try:
+        found = re.search(r'<meta name="figures" content="([A-Za-z0-9 -]*)">', page.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return set(found[1].split()) if found else set()
 
 
 def _write(path: Path, contents: bytes) -> None:

@@ -41,7 +41,7 @@ def resolve(data: str | None, image_size: int | None, progress: Progress) -> Sou
             return BetonPair(path, image_size) if has_beton else Folder(path, image_size)
         if not path.exists():
             near = did_you_mean(data, ["shapes"])
-            raise UserError(f"no such data: {data}{near}; give {KINDS}")
+            raise UserError(f"no such data: {data}{near or ';'} give {KINDS}")
     except OSError as error:
         raise UserError(f"cannot read {data}: {error.strerror}") from error
     if name.endswith(tuple(TAR_SUFFIXES)):

@@ -78,7 +78,7 @@ class ArrayFile:
                 if missing:
                     near = did_you_mean(missing[0], archive.files)
                     raise UserError(
-                        f"{self._path} has no array {missing[0]!r}{near}; it needs "
+                        f"{self._path} has no array {missing[0]!r}{near or ';'} it needs "
                         f"{', '.join(REQUIRED)} and may have class_names; it has {', '.join(archive.files)}"
                     )
                 known = [key for key in archive.files if key in (*REQUIRED, *OPTIONAL)]

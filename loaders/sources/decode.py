@@ -74,5 +74,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _not_an_image(path: str, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError | PermissionError):
         return UserError(f"cannot read {path}: {error.strerror}")
+    if isinstance(error, Image.UnidentifiedImageError) and not path.lower().endswith(SUFFIXES):
+        return UserError(f"{path} is of another format (JPEG or PNG only); convert it or leave it out")
     reason = "it is no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else shown(str(error))
     return UserError(f"{path} is not an image that can be read ({reason}); repair it or leave it out")
