@@ -27,7 +27,8 @@ def matching(pattern: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Name = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "lower case letters, digits and hyphens")]
+NAME = "[a-z0-9][a-z0-9-]*"
+Name = Annotated[str, matching(NAME, "lower case letters, digits and hyphens")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from fastresnet.catalogue import TABLES
 from fastresnet.errors import Conflict, did_you_mean
 from fastresnet.recipe import Recipe, load_recipe
-from fastresnet.recipe_parts import Fraction, Name, Part
+from fastresnet.recipe_parts import NAME, Fraction, Name, Part
 from fastresnet.sweep_cells import Cell, CellMaker, KeyMistake, Settings, Value
 from fastresnet.toml_model import KeyPath, at_line, packaged_names, read_model, read_text, source_name
 
@@ -270,7 +270,7 @@ def sweep_names() -> tuple[str, ...]:
 
 def is_name(text: str) -> bool:
     """Return whether a sweep may be called so: its folder's name, which leads nowhere else."""
-    return re.fullmatch(NAME, text) is not None and not text.endswith("\n")
+    return re.fullmatch(NAME, text) is not None
 
 
 def load_sweep(name_or_path: str) -> Sweep:
