@@ -85,7 +85,7 @@ def test_every_op_is_checked() -> None:
     registered = {
         name.split("::")[1].split(".")[0]
         for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("fastresnet::")
+        if name.startswith("fastresnet::") and "winograd" not in name  # those: test_winograd.py
     }
     assert registered == {name.split(",")[0] for name in CALLS}
 

@@ -118,6 +118,12 @@ def test_missing_and_torn_pickles_are_refused(official_folder: Path) -> None:
     assert "lacks data_batch_4" in refusal(official_folder)
 
 
+def test_what_makes_an_array_is_no_content() -> None:
+    raw = pickle.dumps(np.dtype, 2)
+    with pytest.raises(UserError, match="asks for code"):
+        official._load(raw, "file")
+
+
 @settings(max_examples=200)
 @given(data=st.data())
 def test_no_broken_pickle_gets_past_the_reader(data: st.DataObject) -> None:

@@ -247,7 +247,7 @@ def test_a_sweep_on_drawn_images_says_so(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_not_there_is_named(tmp_path: Path) -> None:
     there = ("--sweeps-dir", tmp_path)
-    assert "run one first" in refused("report", "--sweep", "r1-c", *there)
+    assert "train it first: fastresnet sweep r1-c" in refused("report", "--sweep", "r1-c", *there)
     (tmp_path / "r1-c").mkdir()
     assert "no table yet" in refused("report", "--sweep", "r1-c", *there)
     write_table(tmp_path / "r1-c", cells("r1-c"))

@@ -26,7 +26,7 @@ from tiny_runs import (
 
 from fastresnet.assembly import Data, open_data
 from fastresnet.augment_ops import shrink
-from fastresnet.bench import time_to_accuracy
+from fastresnet.bench import board_run
 from fastresnet.bench.board_run import measure_run_s
 from fastresnet.cli.train_progress import TrainProgress, sizes_shown
 from fastresnet.engine.listener import Listener, RunInfo
@@ -265,6 +265,6 @@ def test_a_boards_estimate_counts_each_epoch_at_its_own_size(
     recipe, config = tiny_recipe({"resize": GROWING}), tiny_config(data)
     opened: Data = open_data(recipe, config, Listener())
     found = WarmUp(step_s={4: 1.0, 6: 2.0, 8: 4.0}, way=Way(), reasons={})
-    monkeypatch.setattr(time_to_accuracy, "warm_up_step", lambda *_: found)
+    monkeypatch.setattr(board_run, "warm_up_step", lambda *_: found)
     evaluating = 4.0 * 300 / (3 * 100)  # steps' seconds: 300 test images against 100 to train on
     assert measure_run_s(recipe, config, opened) == pytest.approx(STEPS * (1 + 2 + 4 + 3 * evaluating))

@@ -198,20 +198,20 @@ def test_a_module_is_that_of_torch_but_for_how_it_is_done() -> None:
 
 
 def test_a_network_learns_the_same_with_it() -> None:
-    """One step of resnet8, at the order of its images: gradients as with direct convolutions."""
+    """A ReLU whose input is nearly 0 may fall on the other side, as with direct convolutions it may too."""
     torch.manual_seed(0)
     model = build_model(get_arch("resnet8")).to(memory_format=torch.channels_last)
     images, labels = made(8, 3, 16, 32, 32)[0], torch.arange(8)
-    gradients = {}
-    for convs in ("direct", "winograd"):
-        set_convs(model, convs)
+
+    def gradients(convs: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        set_convs(model.to(dtype), convs)
         model.zero_grad()
-        functional.cross_entropy(model(images), labels).backward()
-        gradients[convs] = {
-            name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None
-        }
-    for name, wanted in gradients["direct"].items():
-        assert close(gradients["winograd"][name], wanted, 1e-3), name
+        functional.cross_entropy(model(images.to(dtype)), labels).backward()
+        return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+    found = gradients("winograd", torch.float32)
+    for name, wanted in gradients("direct", torch.float64).items():
+        assert (found[name] - wanted).norm() <= 0.03 * wanted.norm(), name
 
 
 def test_a_run_with_it_resumes_to_the_same_bits(data: Path, runs: Path, tmp_path: Path) -> None:

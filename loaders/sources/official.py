@@ -281,7 +281,10 @@ class _ArraysOnly(_PythonUnpickler):
 
 def _load(raw: bytes, where: str) -> Any:
     try:
-        return _ArraysOnly(raw).load()
+        loaded = _ArraysOnly(raw).load()
+        if callable(loaded):  # what makes an array, by itself
+            raise _Refused(str(loaded))
+        return loaded
     except _Refused as error:
         raise UserError(
             f"{where} is a pickle that asks for code ({_cut(error)}); only plain containers and NumPy arrays are loaded"
