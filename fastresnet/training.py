@@ -141,7 +141,7 @@ def lost_way(config: RunConfig, ranks: Ranks) -> str | None:
     graphs = None if device.type == "cuda" and ranks.is_alone else "CUDA graphs are for one process on a GPU"
     for option, is_kept, obstacle in (
         ("kernels", config.kernels in TRITON_KERNELS, triton_obstacle(device)),
-        ("convs", config.convs == "winograd", winograd_obstacle()),
+        ("convs", config.convs == "winograd", winograd_obstacle(device.type)),
         ("compile", config.compile in ("on", "whole"), compiler_missing(device)),
         ("graphs", config.graphs == "on", graphs),
     ):

@@ -29,10 +29,12 @@ class Conv3x3(nn.Conv2d):
         return self.in_channels % COLUMNS == self.out_channels % COLUMNS == 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.convs == "direct" or not takes(x, self.weight) or torch.compiler.is_exporting():
+        if self.convs == "direct" or torch.compiler.is_exporting():
             return super().forward(x)
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
+        if not takes(x, self.weight):
+            return super().forward(x)
         return torch.ops.fastresnet.winograd_conv(x, self.weight)
 
 
@@ -45,11 +47,11 @@ def set_convs(model: nn.Module, convs: str) -> None:
 
 def convs_obstacle(model: nn.Module, device_type: str) -> str | None:
     """Return why no convolution of ``model`` can be Winograd's, or None where some can."""
-    if device_type != "cpu":
-        return "Winograd's are for CPUs"
+    if (obstacle := winograd_obstacle(device_type)) is not None:
+        return obstacle
     if not any(isinstance(module, Conv3x3) and module.fits for module in model.modules()):
         return f"no 3x3 convolution of stride 1 has channels in multiples of {COLUMNS}"
-    return winograd_obstacle()
+    return None
 
 
 def check_convs(wanted: str, device_type: str) -> None:
@@ -61,6 +63,6 @@ def check_convs(wanted: str, device_type: str) -> None:
     if wanted not in ("auto", *CONVS):
         near = did_you_mean(wanted, ("auto", *CONVS))
         raise UserError(f"--convs is {wanted!r}; it must be auto, direct or winograd{near}")
-    obstacle = "Winograd's are for CPUs" if device_type != "cpu" else winograd_obstacle()
+    obstacle = winograd_obstacle(device_type)
     if wanted == "winograd" and obstacle is not None:
         raise UserError(f"--convs winograd cannot be had: {obstacle}; use --convs auto")

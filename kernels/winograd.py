@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastresnet.kernels.winograd_math import FILTERS, POINTS, TAPS, TILE
+from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, POINTS, TAPS, TILE
 
-COLUMNS = 16  # channels of images come in multiples of it
 MIN_TILES = 96  # below, transforming the filters takes as long as is saved
 PIXEL_BYTES = {torch.float32: 4, torch.bfloat16: 2}
 
 
 @cache
-def winograd_obstacle() -> str | None:
-    """Return why these convolutions cannot be had on this machine's CPU, or None where they can."""
+def winograd_obstacle(device_type: str) -> str | None:
+    """Return why these convolutions cannot be had on this machine's ``device_type``, or None where they can."""
+    if device_type != "cpu":
+        return "Winograd's are for CPUs"
     try:
         import llvmlite  # noqa: F401
     except ImportError:
@@ -72,13 +73,18 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     inputs, outputs, team = x.shape[1], dy.shape[1], torch.get_num_threads()
     gradient = torch.zeros(team, POINTS**2, inputs, outputs)
     _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], host_target()), x, dy, gradient, GRADIENT_TILES)
-    back = torch.from_numpy(np.kron(FILTERS, FILTERS).T).float().repeat(1, team)
-    taps = back @ gradient.view(team * POINTS**2, inputs * outputs)
+    taps = _back(team) @ gradient.view(team * POINTS**2, inputs * outputs)
     return (
         taps.view(TAPS, TAPS, inputs, outputs)
         .permute(3, 2, 0, 1)
         .contiguous(memory_format=torch.channels_last)
     )
+
+
+@cache
+def _back(team: int) -> torch.Tensor:
+    """Return float32 [9, team * 36], from ``team`` parts of the transformed filters' gradient to the filters'."""
+    return torch.from_numpy(np.kron(FILTERS, FILTERS).T).float().repeat(1, team)
 
 
 @winograd_conv.register_fake

@@ -18,7 +18,7 @@ from llvmlite import binding, ir
 from numpy.typing import NDArray
 
 from fastresnet.kernels.vector_code import FLOAT, INT64, Function, compiled
-from fastresnet.kernels.winograd_math import FILTERS, INPUTS, OUTPUTS, POINTS, TAPS, TILE, Matrix
+from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, INPUTS, OUTPUTS, POINTS, TAPS, TILE, Matrix
 
 # X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
 # PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
@@ -28,7 +28,6 @@ WORDS = (
     *("X", "Y", "HEIGHT", "WIDTH", "C", "O", "FILTERS", "PLANES", "PLANE_BYTES"),
     *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "TEAM", "THREAD", "NEXT"),
 )
-COLUMNS = 16  # of a panel of filters: channels come in multiples of it
 BLOCK_TILES = 24  # whose transforms a core's own cache holds
 GRADIENT_TILES = 32
 _UNROLLED = 4
@@ -79,15 +78,15 @@ class _Call(Function):
         return self.at.atomic_rmw("add", self.pointer(self[name], INT64), self.number(1), "monotonic")
 
     @contextmanager
-    def taking_blocks(self) -> Iterator[Any]:
-        """Write what is done with each block; then the function ends."""
+    def taking(self, limit: str) -> Iterator[Any]:
+        """Write what is done with each number below a word, by whichever thread takes it; then the function ends."""
         head, work, end = (self.at.append_basic_block() for _ in range(3))
         self.at.branch(head)
         self.at.position_at_end(head)
-        block = self.taken("NEXT")
-        self.at.cbranch(self.at.icmp_signed("<", block, self["NUM_BLOCKS"]), work, end)
+        number = self.taken("NEXT")
+        self.at.cbranch(self.at.icmp_signed("<", number, self[limit]), work, end)
         self.at.position_at_end(work)
-        yield block
+        yield number
         self.at.branch(head)
         self.at.position_at_end(end)
         self.at.ret_void()
@@ -187,7 +186,7 @@ def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
     write = _Call(module, "run", target, pixel_bytes)
     zero, tiles = write.number(0), write.number(BLOCK_TILES)
     inputs, outputs, of_x, of_y = _planes(write, BLOCK_TILES)
-    with write.taking_blocks() as block:
+    with write.taking("NUM_BLOCKS") as block:
         first = write.times(block, BLOCK_TILES)
         with write.counting(zero, tiles) as tile:
             out = write.place(inputs, write.times(tile, write["C"]))
@@ -219,36 +218,37 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
     zero, tiles = write.number(0), write.number(GRADIENT_TILES)
     inputs, outputs, of_x, of_y = _planes(write, GRADIENT_TILES)
     matrix = write.times(write["C"], write["O"])
-    own = write.place(write["FILTERS"], write.times(write.thread, matrix, POINTS**2))
-    # Blocks are a thread's by its number, so that sums are the same whoever is quicker.
-    start = write.at.sdiv(write.times(write["NUM_BLOCKS"], write.thread), write["TEAM"])
-    end = write.times(write["NUM_BLOCKS"], write.add(write.thread, write.number(1)))
-    with write.counting(start, write.at.sdiv(end, write["TEAM"])) as block:
-        first = write.times(block, GRADIENT_TILES)
-        with write.counting(zero, tiles) as tile:
-            number = write.add(first, tile)
-            out = write.place(inputs, write.times(tile, write["C"]))
-            write.transform("X", "C", INPUTS, number, 1, out, of_x)
-            out = write.place(outputs, write.times(tile, write["O"]))
-            write.transform("Y", "O", OUTPUTS.T, number, 0, out, of_y)
-        every_point, every_column = write.number(POINTS**2), write["O"]
-        with (
-            write.counting(zero, every_point) as point,
-            write.counting(zero, every_column, COLUMNS) as column,
-        ):
-            b = write.place(outputs, write.times(point, of_y), column)
-            with write.counting(zero, write["C"], target.gradient_rows) as row:
-                a = write.place(inputs, write.times(point, of_x), row)
-                c = write.place(own, write.times(point, matrix), write.times(row, write["O"]), column)
-                write.at.call(product, [a, b, c, write["C"], write["O"], write["O"], tiles])
-    write.at.ret_void()
+    # Each part of the blocks has sums of its own, so that they are the same whoever adds them up; and all parts are
+    # done where the system gives fewer threads than were asked for.
+    with write.taking("TEAM") as part:
+        own = write.place(write["FILTERS"], write.times(part, matrix, POINTS**2))
+        start = write.at.sdiv(write.times(write["NUM_BLOCKS"], part), write["TEAM"])
+        end = write.times(write["NUM_BLOCKS"], write.add(part, write.number(1)))
+        with write.counting(start, write.at.sdiv(end, write["TEAM"])) as block:
+            first = write.times(block, GRADIENT_TILES)
+            with write.counting(zero, tiles) as tile:
+                number = write.add(first, tile)
+                out = write.place(inputs, write.times(tile, write["C"]))
+                write.transform("X", "C", INPUTS, number, 1, out, of_x)
+                out = write.place(outputs, write.times(tile, write["O"]))
+                write.transform("Y", "O", OUTPUTS.T, number, 0, out, of_y)
+            every_point, every_column = write.number(POINTS**2), write["O"]
+            with (
+                write.counting(zero, every_point) as point,
+                write.counting(zero, every_column, COLUMNS) as column,
+            ):
+                b = write.place(outputs, write.times(point, of_y), column)
+                with write.counting(zero, write["C"], target.gradient_rows) as row:
+                    a = write.place(inputs, write.times(point, of_x), row)
+                    c = write.place(own, write.times(point, matrix), write.times(row, write["O"]), column)
+                    write.at.call(product, [a, b, c, write["C"], write["O"], write["O"], tiles])
 
 
 def _write_filters(module: ir.Module, target: Target) -> None:
     """Transform X, filters [3, 3, C, O], to FILTERS as a pass takes them; a block is an input channel."""
     write = _Call(module, "run", target, 4)
     matrix = write.times(write["C"], write["O"])
-    with write.taking_blocks() as channel:
+    with write.taking("NUM_BLOCKS") as channel:
         outputs = write["O"]
         with write.counting(write.number(0), outputs, target.lanes) as output:
             own = write.place(write["X"], write.times(channel, write["O"]), output)

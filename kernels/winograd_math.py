@@ -21,6 +21,7 @@ TILE = 4  # outputs a side
 # Small integers, so that transforms are few additions and rounding errors stay small; and infinity.
 FINITE_POINTS = tuple(Fraction(point) for point in (0, 1, -1, 2, -2))
 POINTS = len(FINITE_POINTS) + 1
+COLUMNS = 16  # of a panel of filters: channels come in multiples of it
 
 
 def _coefficients(roots: list[Fraction]) -> list[float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from fastresnet.resnet import build_model
 from fastresnet.training import resume
 from fastresnet.training_warmup import warm_up_step
 
-pytestmark = pytest.mark.skipif(winograd_obstacle() is not None, reason=str(winograd_obstacle()))
+pytestmark = pytest.mark.skipif(winograd_obstacle("cpu") is not None, reason=str(winograd_obstacle("cpu")))
 # Of the greatest element, which a float32's rounding errors grow with; about three times what was seen.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-8}
 
@@ -151,6 +154,27 @@ def test_bits_depend_on_the_number_of_threads_alone() -> None:
         assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
     # Each output is summed by one thread; only the filters' gradient is shared out.
     assert all(torch.equal(found[1][0][i], found[3][0][i]) for i in (0, 1))
+
+
+FEWER_THREADS = """
+import torch
+from fastresnet.kernels.winograd import winograd_conv_weight
+x = torch.arange(32 * 16 * 64.0).reshape(32, 16, 8, 8) % 7 - 3
+torch.set_num_threads(1)  # oneDNN waits for ever for threads that it is not given
+wanted = torch.nn.grad.conv2d_weight(x, (16, 16, 3, 3), x, padding=1)
+torch.set_num_threads(3)
+found = winograd_conv_weight(x, x)
+assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max(), (found - wanted).abs().max()
+"""
+
+
+def test_nothing_is_left_out_where_the_system_gives_fewer_threads() -> None:
+    """Parts that were a missing thread's were not added up."""
+    environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FEWER_THREADS], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -253,9 +253,7 @@ def _convs() -> Finding:
     from fastresnet.engine.machine import resolve_device
     from fastresnet.kernels.winograd import winograd_obstacle
 
-    if resolve_device("auto").type != "cpu":
-        return Finding(part="convs", found="auto is direct: Winograd's are for CPUs")
-    obstacle = winograd_obstacle()
+    obstacle = winograd_obstacle(resolve_device("auto").type)
     found = (
         "auto is measured by each run: PyTorch's against Winograd's"
         if obstacle is None
