@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -81,19 +82,28 @@ class Function:
         wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
         return self.at.bitcast(self.at.shl(wide, self._alike(16)), self.vector)
 
-    def store_pixel(self, value: Any, address: Any, size: int) -> None:
-        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one."""
+    def store_pixel(self, value: Any, address: Any, size: int, *, streamed: bool = False) -> None:
+        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one.
+
+        ``streamed``: past the caches, to the address of a whole vector; visible to others after a fence.
+        """
         if size == 4:
-            self.store(value, address)
-            return
+            kind = self.vector
+        else:
+            kind, value = ir.VectorType(INT16, self.lanes), self._rounded(value)
+        written = self.at.store(value, self.pointer(address, kind), align=size * self.lanes if streamed else size)
+        if streamed:
+            written.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(INT32, 1)]))
+
+    def _rounded(self, value: Any) -> Any:
+        """Return a vector's bfloat16s, as 16 bits each."""
         bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
         high = self.at.lshr(bits, self._alike(16))
         up = self.at.add(self._alike(0x7FFF), self.at.and_(high, self._alike(1)))
         rounded = self.at.lshr(self.at.add(bits, up), self._alike(16))
         is_nan = self.at.fcmp_unordered("uno", value, value)
         chosen = self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
-        kind = ir.VectorType(INT16, self.lanes)
-        self.at.store(self.at.trunc(chosen, kind), self.pointer(address, kind), align=2)
+        return self.at.trunc(chosen, ir.VectorType(INT16, self.lanes))
 
     def _alike(self, value: int) -> Any:
         return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)
@@ -161,9 +171,50 @@ class Function:
         return [value for row in zip(*columns, strict=True) for value in self.combined(matrix, list(row))]
 
 
+class TeamFunction(Function):
+    """The function ``run`` of a team of threads: see :func:`fastresnet.kernels.team.run_team`.
+
+    Indexed by the names of its call's words, it gives their values.
+    """
+
+    def __init__(self, module: ir.Module, lanes: int, names: Sequence[str]) -> None:
+        super().__init__(module, "run", 1, lanes)
+        words = self.pointer(self.function.args[0], INT64)
+        self.words = {
+            name: self.at.load(self.at.gep(words, [self.number(place)])) for place, name in enumerate(names)
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self.words[name]
+
+    def taken(self, name: str) -> Any:
+        """Return a number that no other thread gets."""
+        return self.at.atomic_rmw("add", self.pointer(self[name], INT64), self.number(1), "monotonic")
+
+    @contextmanager
+    def taking(self, limit: str) -> Iterator[Any]:
+        """Write what is done with each number below a word, by whichever thread takes it; then the function ends."""
+        head, work, end = (self.at.append_basic_block() for _ in range(3))
+        self.at.branch(head)
+        self.at.position_at_end(head)
+        number = self.taken("NEXT")
+        self.at.cbranch(self.at.icmp_signed("<", number, self[limit]), work, end)
+        self.at.position_at_end(work)
+        yield number
+        self.at.branch(head)
+        self.at.position_at_end(end)
+        self.at.ret_void()
+
+
 def _alternates(first: Matrix, second: Matrix) -> bool:
     """Return whether ``second`` is ``first`` with every second sign turned."""
     return bool(np.any(first != second) and np.all(second == first * (1 - 2 * (np.arange(len(first)) % 2))))
+
+
+@cache
+def host_lanes() -> int:
+    """Return the float32s in a vector of this machine's processor: 8 or 16."""
+    return 16 if binding.get_host_cpu_features().get("avx512f") else 8
 
 
 _engines: list[Any] = []  # own the code for as long as the process lives

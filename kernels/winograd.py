@@ -5,38 +5,28 @@ outputs, where these take 36. The arithmetic is float32 whatever the images are,
 a direct convolution's, about 1e-5 of the greatest output. (At stride 2 the same idea saves 1.8 times the products,
 which its transforms eat up.)
 
-The work is done on torch's own OpenMP threads: a second pool would wait for the cores on which the first one spins.
-Bits depend on the inputs and the number of threads alone.
+The work is done on torch's own threads. Bits depend on the inputs and their number alone.
 """
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
 from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, POINTS, TAPS, TILE
 
 MIN_TILES = 96  # below, transforming the filters takes as long as is saved
-PIXEL_BYTES = {torch.float32: 4, torch.bfloat16: 2}
 
 
-@cache
 def winograd_obstacle(device_type: str) -> str | None:
     """Return why these convolutions cannot be had on this machine's ``device_type``, or None where they can."""
     if device_type != "cpu":
         return "Winograd's are for CPUs"
-    try:
-        import llvmlite  # noqa: F401
-    except ImportError:
-        return "llvmlite is not installed"
-    if _openmp() is None:
-        return "this PyTorch has another OpenMP runtime than GNU's"
-    return None
+    return team_obstacle()
 
 
 def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -126,13 +116,13 @@ def _empty(like: torch.Tensor, channels: int, dtype: torch.dtype, height: int, w
 
 def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     """Return the convolution of ``x`` with ``filters`` [3, 3, C, O]."""
-    from fastresnet.kernels.winograd_code import BLOCK_TILES, filters_code, host_target, pass_code
+    from fastresnet.kernels.winograd_code import BLOCK_TILES, WORDS, filters_code, host_target, pass_code
 
     target, x, taps = host_target(), _channels_last(x), filters.detach().contiguous()
     inputs, outputs = taps.shape[2:]
     transformed = taps.new_empty(POINTS**2 * inputs * outputs)
     of_filters = {"X": taps.data_ptr(), "FILTERS": transformed.data_ptr(), "C": inputs, "O": outputs}
-    _run(filters_code(target), of_filters | {"NUM_BLOCKS": inputs})
+    run_team(filters_code(target), WORDS, of_filters | {"NUM_BLOCKS": inputs})
     y = _empty(x, outputs, x.dtype, *x.shape[2:])
     _over_tiles(pass_code(PIXEL_BYTES[x.dtype], target), x, y, transformed, BLOCK_TILES)
     return y
@@ -140,6 +130,8 @@ def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
 
 def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tensor, block_tiles: int) -> None:
     """Run code over the tiles of ``y``, ``block_tiles`` at a time."""
+    from fastresnet.kernels.winograd_code import WORDS
+
     num, outputs, height, width = y.shape
     channels = x.shape[1] + outputs
     down, across = -(-height // TILE), -(-width // TILE)
@@ -147,8 +139,9 @@ def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tens
     num_values = POINTS**2 * block_tiles * channels
     planes = torch.empty(torch.get_num_threads() * num_values)
     nothing, nowhere = torch.zeros(channels), torch.empty(channels)
-    _run(
+    run_team(
         code,
+        WORDS,
         {
             "X": x.data_ptr(),
             "C": x.shape[1],
@@ -161,25 +154,3 @@ def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tens
         | {"FILTERS": filters.data_ptr(), "PLANES": planes.data_ptr(), "PLANE_BYTES": 4 * num_values}
         | {"NOTHING": nothing.data_ptr(), "NOWHERE": nowhere.data_ptr()},
     )
-
-
-def _run(code: int, words: dict[str, int]) -> None:
-    """Have torch's threads, this one among them, run code."""
-    from fastresnet.kernels.winograd_code import filled_words
-
-    team, counters = torch.get_num_threads(), np.zeros(2, np.int64)
-    shared = {"TEAM": team, "THREAD": counters.ctypes.data, "NEXT": counters.ctypes.data + 8}
-    told = filled_words(words | shared)
-    runtime = _openmp()
-    assert runtime is not None
-    runtime.GOMP_parallel(
-        ctypes.c_void_p(code), ctypes.c_void_p(told.ctypes.data), ctypes.c_uint(team), ctypes.c_uint(0)
-    )
-
-
-@cache
-def _openmp() -> Any:
-    """Return torch's OpenMP runtime; None where it is not GNU's, of which this file knows how to call it."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
-        return ctypes.CDLL(str(path))
-    return None

@@ -7,26 +7,23 @@ themselves; so they are written out here, an instruction at a time. A function t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-from llvmlite import binding, ir
-from numpy.typing import NDArray
+from llvmlite import ir
 
-from fastresnet.kernels.vector_code import FLOAT, INT64, Function, compiled
+from fastresnet.kernels.team import TEAM_WORDS
+from fastresnet.kernels.vector_code import FLOAT, INT64, Function, TeamFunction, compiled, host_lanes
 from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, INPUTS, OUTPUTS, POINTS, TAPS, TILE, Matrix
 
 # X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
 # PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
-# read in place of what lies outside an image; NOWHERE: where to write such. TEAM threads, told apart by THREAD, which
-# share out blocks by NEXT.
+# read in place of what lies outside an image; NOWHERE: where to write such.
 WORDS = (
+    *TEAM_WORDS,
     *("X", "Y", "HEIGHT", "WIDTH", "C", "O", "FILTERS", "PLANES", "PLANE_BYTES"),
-    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "TEAM", "THREAD", "NEXT"),
+    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE"),
 )
 BLOCK_TILES = 24  # whose transforms a core's own cache holds
 GRADIENT_TILES = 32
@@ -55,41 +52,16 @@ WIDE = Target(lanes=16, rows=12, gradient_rows=8)  # 32 registers of 512 bits
 @cache
 def host_target() -> Target:
     """Return what suits this machine's processor."""
-    return WIDE if binding.get_host_cpu_features().get("avx512f") else NARROW
+    return WIDE if host_lanes() == WIDE.lanes else NARROW
 
 
-class _Call(Function):
-    """A function that a team of threads runs, with its call's words."""
+class _Call(TeamFunction):
+    """A function over tiles, with its call's words."""
 
-    def __init__(self, module: ir.Module, name: str, target: Target, pixel_bytes: int) -> None:
-        super().__init__(module, name, 1, target.lanes)
+    def __init__(self, module: ir.Module, target: Target, pixel_bytes: int) -> None:
+        super().__init__(module, target.lanes, WORDS)
         self.target, self.pixel_bytes = target, pixel_bytes
-        words = self.pointer(self.function.args[0], INT64)
-        self.words = {
-            name: self.at.load(self.at.gep(words, [self.number(place)])) for place, name in enumerate(WORDS)
-        }
         self.thread = self.taken("THREAD")
-
-    def __getitem__(self, name: str) -> Any:
-        return self.words[name]
-
-    def taken(self, name: str) -> Any:
-        """Return a number that no other thread gets."""
-        return self.at.atomic_rmw("add", self.pointer(self[name], INT64), self.number(1), "monotonic")
-
-    @contextmanager
-    def taking(self, limit: str) -> Iterator[Any]:
-        """Write what is done with each number below a word, by whichever thread takes it; then the function ends."""
-        head, work, end = (self.at.append_basic_block() for _ in range(3))
-        self.at.branch(head)
-        self.at.position_at_end(head)
-        number = self.taken("NEXT")
-        self.at.cbranch(self.at.icmp_signed("<", number, self[limit]), work, end)
-        self.at.position_at_end(work)
-        yield number
-        self.at.branch(head)
-        self.at.position_at_end(end)
-        self.at.ret_void()
 
     def pixels(self, image: str, channels: str, tile: Any, size: int, margin: int, otherwise: str) -> Any:
         """Return the addresses of a tile's pixels: int64 [size * size], ``otherwise`` for what is outside.
@@ -183,7 +155,7 @@ def _planes(write: _Call, num_tiles: int) -> tuple[Any, Any, Any, Any]:
 def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
     """Write Y, the convolution of X, with FILTERS [36, O / COLUMNS, C, COLUMNS], which are transformed."""
     product = _product(module, target, transposed=False)
-    write = _Call(module, "run", target, pixel_bytes)
+    write = _Call(module, target, pixel_bytes)
     zero, tiles = write.number(0), write.number(BLOCK_TILES)
     inputs, outputs, of_x, of_y = _planes(write, BLOCK_TILES)
     with write.taking("NUM_BLOCKS") as block:
@@ -214,7 +186,7 @@ def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
 def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None:
     """Add the transformed filters' gradient to FILTERS [TEAM, 36, C, O], from X and the gradient Y of its output."""
     product = _product(module, target, transposed=True)
-    write = _Call(module, "run", target, pixel_bytes)
+    write = _Call(module, target, pixel_bytes)
     zero, tiles = write.number(0), write.number(GRADIENT_TILES)
     inputs, outputs, of_x, of_y = _planes(write, GRADIENT_TILES)
     matrix = write.times(write["C"], write["O"])
@@ -246,7 +218,7 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
 
 def _write_filters(module: ir.Module, target: Target) -> None:
     """Transform X, filters [3, 3, C, O], to FILTERS as a pass takes them; a block is an input channel."""
-    write = _Call(module, "run", target, 4)
+    write = _Call(module, target, 4)
     matrix = write.times(write["C"], write["O"])
     with write.taking("NUM_BLOCKS") as channel:
         outputs = write["O"]
@@ -275,11 +247,3 @@ def gradient_code(pixel_bytes: int, target: Target) -> int:
 def filters_code(target: Target) -> int:
     """Return the address of the code that transforms filters."""
     return compiled(lambda module: _write_filters(module, target))
-
-
-def filled_words(values: dict[str, int]) -> NDArray[np.int64]:
-    """Return a call's words, those not named 0."""
-    words = np.zeros(len(WORDS), np.int64)
-    for name, value in values.items():
-        words[WORDS.index(name)] = value
-    return words
