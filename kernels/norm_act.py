@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.kernels.fusion import LEAKY_SLOPE, Activation
 from fastresnet.kernels.geometry import TUNINGS
-from fastresnet.kernels.ops import PLAIN
+from fastresnet.kernels.llvm_norms import takes
+from fastresnet.kernels.ops import LLVM, PLAIN
 from fastresnet.kernels.ranks import combine_ranks, world_group
 from fastresnet.kernels.reference import num_rows
 
-# "triton" is the first tuning, "triton-1" the second; "inductor" is the plain module, left to torch.compile
+# "triton" is the first tuning, "triton-1" the second; "inductor" is the plain module, left to torch.compile; "llvm"
+# is for a CPU
 TRITON_KERNELS = ("triton", *(f"triton-{index}" for index in range(1, len(TUNINGS))))
-KERNELS = ("eager", "inductor", *TRITON_KERNELS)
+KERNELS = ("eager", "inductor", "llvm", *TRITON_KERNELS)
 FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton runs on a CPU, slowly
 
@@ -46,9 +48,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     Its state dict is that of ``nn.BatchNorm2d``, so weights are interchangeable with a plain model's.
 
-    The Triton kernels take channels-last bf16, fp16 or float32 on a GPU. Any other input (a CPU's, contiguous
-    NCHW) takes plain PyTorch's path, which is also that of ``eager`` and ``inductor``: those never load
-    Triton.
+    The Triton kernels take channels-last bf16, fp16 or float32 on a GPU; ``llvm`` channels-last bf16 or float32
+    on a CPU, as :func:`fastresnet.kernels.llvm_norms.takes` says. Any other input (contiguous NCHW) takes plain
+    PyTorch's path, which is also that of ``eager`` and ``inductor``: those never load Triton or LLVM.
 
     Args:
         num_channels: C. activation: what follows; ``identity`` for a shortcut's norm. kernels: one of
@@ -107,13 +109,20 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def _tuning(self, x: torch.Tensor, residual: torch.Tensor | None) -> int | None:
         """Return what the kernels are to be launched with, None where they do not take these tensors."""
-        if self.kernels not in TRITON_KERNELS or not (x.is_cuda or INTERPRETED):
+        if self.kernels == "llvm":
+            if not takes(x, self.activation):
+                return None
+        elif (
+            self.kernels not in TRITON_KERNELS
+            or x.dtype not in FUSED_DTYPES
+            or not (x.is_cuda or INTERPRETED)
+        ):
             return None
         for tensor in (x,) if residual is None else (x, residual):
             fits = tensor.dtype == x.dtype and tensor.shape == x.shape
             if not (fits and tensor.is_contiguous(memory_format=torch.channels_last)):
                 return None
-        return TRITON_KERNELS.index(self.kernels) if x.dtype in FUSED_DTYPES else None
+        return LLVM if self.kernels == "llvm" else TRITON_KERNELS.index(self.kernels)
 
     def _plain(
         self, x: torch.Tensor, residual: torch.Tensor | None, residual_norm: BatchNormAct2d | None

@@ -11,8 +11,8 @@ convolutions hand over bf16 while weights and statistics stay float32, as with `
 
 Arguments that recur: ``x`` [B, C, H, W], and ``residual`` of the same shape and dtype; ``weight``, ``bias``
 [C] of any float dtype; ``mean``, ``var`` [C] float32 (float64 for float64 ``x``); ``tuning``: which of
-``geometry.TUNINGS`` the kernels are launched with, PLAIN for the same in plain PyTorch. Results are
-channels-last.
+``geometry.TUNINGS`` the kernels are launched with, PLAIN for the same in plain PyTorch, LLVM for a CPU's own
+code, which has backward take the output in place of bits. Results are channels-last.
 """
 
 from typing import cast
@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from fastresnet.errors import UserError
-from fastresnet.kernels import reference
+from fastresnet.kernels import llvm_norms, reference
 from fastresnet.kernels.fusion import Activation, Fusion, Norm
 from fastresnet.kernels.geometry import TUNINGS, bits_size
 from fastresnet.kernels.reference import num_rows
 
 PLAIN = -1
+LLVM = -2
 
 
 @torch.library.custom_op("fastresnet::bn_act", mutates_args=())
@@ -187,6 +188,8 @@ def dual_bn_act_backward(
 def _passes(tuning: int):
     if tuning == PLAIN:
         return reference
+    if tuning == LLVM:
+        return llvm_norms
     from fastresnet.kernels.launch import Launcher
 
     return Launcher(TUNINGS[tuning])
@@ -202,7 +205,8 @@ def _dual(activation: str) -> Fusion:
 
 @bn_act.register_fake
 def _(x, weight, bias, residual, eps, activation, tuning):
-    return _fake_like(x), *_fake_statistics(x), _fake_bits(_plain(activation, residual is not None), x)
+    fusion = _plain(activation, residual is not None)
+    return _fake_like(x), *_fake_statistics(x), _fake_bits(fusion, x, tuning)
 
 
 @bn_act_backward.register_fake
@@ -217,7 +221,7 @@ def _(x, tuning):
 
 @bn_act_apply.register_fake
 def _(x, weight, bias, mean, var, residual, count, eps, activation, group, tuning):
-    return _fake_like(x), _fake_bits(_plain(activation, residual is not None), x)
+    return _fake_like(x), _fake_bits(_plain(activation, residual is not None), x, tuning)
 
 
 @bn_act_sums.register_fake
@@ -249,16 +253,24 @@ def _fake_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 
-def _fake_bits(fusion: Fusion, x: Tensor) -> Tensor:
-    return x.new_empty(bits_size(num_rows(x), x.shape[1]) if fusion.saves_bits else 0, dtype=torch.uint8)
+def _fake_bits(fusion: Fusion, x: Tensor, tuning: int) -> Tensor:
+    saved = fusion.saves_bits and tuning != LLVM
+    return x.new_empty(bits_size(num_rows(x), x.shape[1]) if saved else 0, dtype=torch.uint8)
+
+
+def _kept(fusion: Fusion, residual: Tensor | None, y: Tensor, tuning: int) -> Tensor | None:
+    """Return what backward takes as the residual: itself, or the output in place of bits."""
+    if fusion.saves_bits and tuning == LLVM:
+        return y
+    return residual if fusion.saves_residual else None
 
 
 def _save_bn_act(ctx, inputs, output):
     x, weight, bias, residual, ctx.eps, ctx.activation, ctx.tuning = inputs
-    _, mean, var, bits = output
+    y, mean, var, bits = output
     ctx.mark_non_differentiable(mean, var, bits)
     ctx.added = residual is not None
-    kept = residual if _plain(ctx.activation, ctx.added).saves_residual else None
+    kept = _kept(_plain(ctx.activation, ctx.added), residual, y, ctx.tuning)
     ctx.save_for_backward(x, weight, bias, mean, var, bits, kept)
 
 
@@ -280,10 +292,10 @@ def _differentiate_bn_act(ctx, dy, *_):
 
 def _save_bn_act_apply(ctx, inputs, output):
     x, weight, bias, mean, var, residual, count, ctx.eps, ctx.activation, ctx.group, ctx.tuning = inputs
-    bits = output[1]
+    y, bits = output
     ctx.mark_non_differentiable(bits)
     ctx.added = residual is not None
-    kept = residual if _plain(ctx.activation, ctx.added).saves_residual else None
+    kept = _kept(_plain(ctx.activation, ctx.added), residual, y, ctx.tuning)
     ctx.save_for_backward(x, weight, bias, mean, var, bits, kept, count)
 
 

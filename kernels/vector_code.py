@@ -82,28 +82,19 @@ class Function:
         wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
         return self.at.bitcast(self.at.shl(wide, self._alike(16)), self.vector)
 
-    def store_pixel(self, value: Any, address: Any, size: int, *, streamed: bool = False) -> None:
-        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one.
-
-        ``streamed``: past the caches, to the address of a whole vector; visible to others after a fence.
-        """
+    def store_pixel(self, value: Any, address: Any, size: int) -> None:
+        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one."""
         if size == 4:
-            kind = self.vector
-        else:
-            kind, value = ir.VectorType(INT16, self.lanes), self._rounded(value)
-        written = self.at.store(value, self.pointer(address, kind), align=size * self.lanes if streamed else size)
-        if streamed:
-            written.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(INT32, 1)]))
-
-    def _rounded(self, value: Any) -> Any:
-        """Return a vector's bfloat16s, as 16 bits each."""
+            self.store(value, address)
+            return
         bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
         high = self.at.lshr(bits, self._alike(16))
         up = self.at.add(self._alike(0x7FFF), self.at.and_(high, self._alike(1)))
         rounded = self.at.lshr(self.at.add(bits, up), self._alike(16))
         is_nan = self.at.fcmp_unordered("uno", value, value)
         chosen = self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
-        return self.at.trunc(chosen, ir.VectorType(INT16, self.lanes))
+        kind = ir.VectorType(INT16, self.lanes)
+        self.at.store(self.at.trunc(chosen, kind), self.pointer(address, kind), align=2)
 
     def _alike(self, value: int) -> Any:
         return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)

@@ -1,0 +1,212 @@
+"""The passes on a CPU: what :mod:`fastresnet.kernels.reference` does, fused, on torch's own threads.
+
+For float32 and bfloat16, and relu, leaky_relu or no activation. No bits are kept: under a plain residual backward is given
+the output, whose signs they are. Bits of the results depend on the inputs alone.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import torch
+
+from fastresnet.kernels import reference
+from fastresnet.kernels.fusion import Fusion, Norm
+from fastresnet.kernels.reference import num_rows
+from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
+
+ACTIVATIONS = ("relu", "leaky_relu", "identity")
+ALIGNED = 16  # float32s, channels of as many pixels as it takes: a whole vector of any processor
+WORTH_A_CALL = 1 << 16  # elements: with fewer, calling an op of ours takes longer than it saves
+PART_ELEMENTS = 1 << 15  # that a thread takes at a time
+MAX_PARTS = 64  # whose sums are to be added up
+_STATISTICS = Fusion("identity", "none")
+
+
+def llvm_obstacle(device_type: str) -> str | None:
+    """Return why these norms cannot be had on this machine's ``device_type``, or None where they can."""
+    return "LLVM's norms are for CPUs" if device_type != "cpu" else team_obstacle()
+
+
+def takes(x: torch.Tensor, activation: str) -> bool:
+    """Return whether ``x`` [B, C, H, W] can be normed so, channels-last."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in PIXEL_BYTES
+        and activation in ACTIVATIONS
+        and x.numel() >= WORTH_A_CALL
+        and num_rows(x) % _fold(x) == 0
+    )
+
+
+class _Call:
+    """One pass over rows: [num_rows / fold, fold * C], ``fold`` pixels laid end to end.
+
+    Args:
+        x: what the rows are of, and every other tensor given.
+        tensors: by word.
+        channels: float [C], by word.
+    """
+
+    def __init__(
+        self, x: torch.Tensor, tensors: dict[str, torch.Tensor], channels: dict[str, torch.Tensor]
+    ) -> None:
+        self.fold, self.num_channels = _fold(x), x.shape[1]
+        rows, rest = divmod(num_rows(x), self.fold)
+        assert not rest, "takes(x) was to be asked"
+        self.pixel_bytes = PIXEL_BYTES[x.dtype]
+        self.num_parts = max(1, min(MAX_PARTS, x.numel() // PART_ELEMENTS))
+        self.tensors = {"X": _channels_last(x)}
+        for name, tensor in tensors.items():
+            self.tensors[name] = _channels_last(tensor)
+        for name, values in channels.items():
+            values = values.detach().float()
+            self.tensors[name] = values.repeat(self.fold) if self.fold > 1 else values.contiguous()
+        self.sizes = {
+            "ROWS": rows,
+            "WIDTH": self.fold * self.num_channels,
+            "PARTS": self.num_parts,
+            "PART_ROWS": -(-rows // self.num_parts),
+        }
+
+    def run(self, name: str, fusion: Fusion) -> None:
+        from fastresnet.kernels.llvm_norms_code import WORDS, code
+        from fastresnet.kernels.vector_code import host_lanes
+
+        words = self.sizes | {word: tensor.data_ptr() for word, tensor in self.tensors.items()}
+        team = min(self.num_parts, torch.get_num_threads())
+        run_team(code(name, fusion, self.pixel_bytes, host_lanes()), WORDS, words, team)
+
+    def summed(self, name: str, fusion: Fusion) -> torch.Tensor:
+        """Return a pass's sums, float64 [2, C]; [3, C] backward of a residual with a norm."""
+        size = self.num_parts, 3 if fusion.added == "norm" else 2, self.fold, self.num_channels
+        found = torch.zeros(size, dtype=torch.float64)
+        self.tensors |= {"SUMS": found, "BLOCK_SUMS": torch.zeros(size)}
+        self.run(name, fusion)
+        return found.sum((0, 2))
+
+
+def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each channel's mean and biased variance, float32 [C]; zeros for an empty batch."""
+    if not x.numel():
+        return reference.statistics(x)
+    shift = torch.nan_to_num(x[0, :, 0, 0].float(), 0.0, 0.0, 0.0)
+    sums = _Call(x, {}, {"MEAN": shift}).summed("statistics", _STATISTICS)
+    first, second = sums / num_rows(x)
+    return (first + shift).float(), (second - first * first).clamp_(min=0).float()
+
+
+def apply(
+    fusion: Fusion, x: torch.Tensor, norm: Norm, residual: torch.Tensor | None, residual_norm: Norm | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what ``fusion`` says, in ``x``'s dtype, and no bits."""
+    y = _empty_like(x)
+    if x.numel():
+        call = _Call(x, {"Y": y} | _of("RESIDUAL", residual), _channels(norm, residual_norm))
+        call.run("apply", fusion)
+    return y, x.new_empty(0, dtype=torch.uint8)
+
+
+def sums(
+    fusion: Fusion,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    norm: Norm,
+    bits: torch.Tensor,
+    residual: torch.Tensor | None,
+    residual_norm: Norm | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums and g, as the reference does; under a plain residual ``residual`` is the output."""
+    plain = fusion.added == "plain"
+    g = _empty_like(x) if plain else x.new_empty(0)
+    if not x.numel():
+        return reference.sums(fusion, dy, x, norm, bits, residual, residual_norm)
+    tensors = {"DY": dy} | _of("Y" if plain else "RESIDUAL", residual) | ({"DRESIDUAL": g} if plain else {})
+    found = _Call(x, tensors, _channels(norm, residual_norm)).summed("sums", fusion)
+    found[1] *= _rstd(norm)
+    if residual_norm is not None:
+        found[2] *= _rstd(residual_norm)
+    return found.float(), g
+
+
+def input_gradient(
+    fusion: Fusion,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    norm: Norm,
+    sums: torch.Tensor,
+    per_row: float,
+    residual: torch.Tensor | None,
+    residual_norm: Norm | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return dx and the gradient of a normalised residual ([0] if there is none), as the reference does."""
+    dx = _empty_like(x)
+    dresidual = x.new_empty(0) if residual_norm is None else _empty_like(x)
+    if x.numel():
+        means = sums * per_row
+        channels = _channels(norm, residual_norm) | {"MEAN_G": means[0], "MEAN_GX": means[1] * _rstd(norm)}
+        tensors = {"DY": dy, "DX": dx} | _of("RESIDUAL", residual)
+        if residual_norm is not None:
+            channels["R_MEAN_GX"] = means[2] * _rstd(residual_norm)
+            tensors["DRESIDUAL"] = dresidual
+        _Call(x, tensors, channels).run("input_gradient", fusion)
+    return dx, dresidual
+
+
+def forward(
+    fusion: Fusion,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (y, mean, var, no bits) of a norm by the batch's own statistics."""
+    mean, var = statistics(x)
+    y, bits = apply(fusion, x, Norm(weight, bias, mean, var, eps), residual, None)
+    return y, mean, var, bits
+
+
+def backward(
+    fusion: Fusion,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    norm: Norm,
+    bits: torch.Tensor,
+    residual: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (dx, the plain residual's gradient or [0], the [2, C] sums) of :func:`forward`."""
+    totals, g = sums(fusion, dy, x, norm, bits, residual, None)
+    dy = g if fusion.added == "plain" else dy
+    dx, _ = input_gradient(fusion, dy, x, norm, totals, 1 / max(num_rows(x), 1), None, None)
+    return dx, g, totals
+
+
+def _fold(x: torch.Tensor) -> int:
+    """Return how many pixels are as wide as whole vectors."""
+    return ALIGNED // gcd(ALIGNED, x.shape[1])
+
+
+def _channels(norm: Norm, residual_norm: Norm | None) -> dict[str, torch.Tensor]:
+    channels = {"MEAN": norm.mean, "SCALE": norm.weight.float() * _rstd(norm), "BIAS": norm.bias}
+    if residual_norm is None:
+        return channels
+    scale = residual_norm.weight.float() * _rstd(residual_norm)
+    return channels | {"R_MEAN": residual_norm.mean, "R_SCALE": scale, "R_BIAS": residual_norm.bias}
+
+
+def _rstd(norm: Norm) -> torch.Tensor:
+    return torch.rsqrt(norm.var + norm.eps)
+
+
+def _of(name: str, tensor: torch.Tensor | None) -> dict[str, Any]:
+    return {} if tensor is None else {name: tensor}
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty_like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
