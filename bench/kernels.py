@@ -29,6 +29,7 @@ from fastresnet.engine.machine import device_name, resolve_device, resolve_threa
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.fusion import Activation, Added, Fusion
 from fastresnet.kernels.geometry import plan_one_pass
+from fastresnet.kernels.llvm_norms import llvm_obstacle
 from fastresnet.kernels.norm_act import INTERPRETED, BatchNormAct2d
 from fastresnet.kernels.timing import Run, captured, sets_beyond_cache, time_interleaved
 
@@ -122,7 +123,7 @@ class Subject:
             self.inputs.append(self.residual)
         if self.shortcut_norm is not None:
             self.inputs += self.shortcut_norm.parameters()
-        compiled = kernels != "eager"
+        compiled = kernels not in ("eager", "llvm")
         self.module: Any = torch.compile(self.norm, fullgraph=True) if compiled else self.norm
 
     def forward(self) -> torch.Tensor:
@@ -215,7 +216,8 @@ def bench_kernels(
     Args:
         cases: what to measure, in this order.
         device_wanted: auto, cpu, cuda or cuda:N.
-        kernels: which of ``norm_act.TRITON_KERNELS`` to measure beside eager and Inductor, where Triton runs.
+        kernels: which of ``norm_act.TRITON_KERNELS`` to measure beside eager and Inductor, where Triton runs; on a CPU
+        ``llvm`` is always measured.
         rounds, calls: each implementation is called ``rounds * calls`` times, ``calls`` in a row.
         earlier: a record to go on with; the cases in it are kept as they are.
         save: given the record after each case.
@@ -232,6 +234,7 @@ def bench_kernels(
     no_compiler = compiler_missing(device)
     implementations = ["eager"] if no_compiler else ["eager", "inductor"]
     implementations += kernels if obstacle is None else ()
+    implementations += ["llvm"] if llvm_obstacle(device.type) is None else []
     record = make_record(
         "kernels",
         device_name(device),

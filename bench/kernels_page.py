@@ -35,7 +35,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     if record["triton"] == "interpreted":
         lines += ["", "**Triton ran in its interpreter here: its times say nothing about a GPU.**"]
     elif record["triton"] != "compiled":
-        lines += ["", f"**The kernels are unmeasured here: {record['triton']}.**"]
+        lines += ["", f"**The Triton kernels are unmeasured here: {record['triton']}.**"]
     if record["inductor"] != "compiled":
         lines += ["", f"Inductor is unmeasured here: {record['inductor']}."]
     for direction in dict.fromkeys(row["direction"] for row in record["rows"]):

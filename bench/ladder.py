@@ -17,7 +17,7 @@ from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
 from fastresnet.engine.warmup import random_batches, warm_loaders
 from fastresnet.kernels.conv import convs_obstacle
-from fastresnet.kernels.dispatch import triton_obstacle
+from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
 from fastresnet.recipe import Recipe
@@ -65,11 +65,12 @@ def ladder(
     """Return the rows of one arch and batch size that were asked for, in order."""
     spec = recipe.arch_spec()
     amp = resolve_amp(config.amp, device)
+    kernels = "llvm" if device.type == "cpu" else TRITON_KERNELS[0]
     obstacles = {
         "channels-last": _why_not_channels_last(spec, device),
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
-        "kernels": triton_obstacle(device),
+        "kernels": kernels_obstacle(kernels, device),
         "convs": _why_not_winograd(recipe, config, data, device),
         "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
@@ -77,7 +78,7 @@ def ladder(
         "channels-last": {"channels_last": True},
         "amp": {"amp_dtype": AMP_DTYPES[amp]},
         "compile": {"compiled": True},
-        "kernels": {"kernels": TRITON_KERNELS[0]},
+        "kernels": {"kernels": kernels},
     }
     own: dict[str, dict[str, Any]] = {
         "step": {"loader": "torch", "workers": NUM_WORKERS, "convs": "direct", "graphs": "off"},

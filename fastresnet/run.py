@@ -36,7 +36,7 @@ from fastresnet.toml_model import validated
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "whole", "off"]
 # Three more launch configurations of the kernels, which `auto` may find to be faster.
-Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "inductor", "eager"]
+Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "llvm", "inductor", "eager"]
 Graphs = Literal["auto", "on", "off"]
 Convs = Literal["auto", "direct", "winograd"]
 

@@ -11,8 +11,7 @@ from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.session import joined
 from fastresnet.folder import CONFIG, RunFolder, find_run, new_run_name
-from fastresnet.kernels.dispatch import triton_obstacle
-from fastresnet.kernels.norm_act import TRITON_KERNELS
+from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.winograd import winograd_obstacle
 from fastresnet.recipe import Recipe, load_recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, file_record
@@ -140,7 +139,7 @@ def lost_way(config: RunConfig, ranks: Ranks) -> str | None:
     device = machine.resolve_device(config.device, ranks)
     graphs = None if device.type == "cuda" and ranks.is_alone else "CUDA graphs are for one process on a GPU"
     for option, is_kept, obstacle in (
-        ("kernels", config.kernels in TRITON_KERNELS, triton_obstacle(device)),
+        ("kernels", True, kernels_obstacle(config.kernels, device)),
         ("convs", config.convs == "winograd", winograd_obstacle(device.type)),
         ("compile", config.compile in ("on", "whole"), compiler_missing(device)),
         ("graphs", config.graphs == "on", graphs),

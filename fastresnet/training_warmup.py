@@ -18,7 +18,7 @@ from fastresnet.engine.warmup import (
     warm_up,
 )
 from fastresnet.kernels.conv import convs_obstacle
-from fastresnet.kernels.dispatch import Choice, choose_kernels
+from fastresnet.kernels.dispatch import Choice, choose_kernels, norms_obstacle
 from fastresnet.loaders.cache import cache_folder
 from fastresnet.recipe import Recipe
 from fastresnet.resnet import block_shapes
@@ -61,6 +61,7 @@ def warm_up_step(
         num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
         compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),
         convs_obstacle=next(filter(None, ranks.gather(convs_obstacle(state.model, device.type))), None),
+        norms_obstacle=next(filter(None, ranks.gather(norms_obstacle(state.model, device.type))), None),
         choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
     )
     return warm_up(search, eval_batch, [False, True] if recipe.tta == "flip" else [False])

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastresnet import __version__
 from fastresnet.atomic import locked, read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.kernels.block_time import BlockShape, fastest_tuning, time_blocks
 from fastresnet.kernels.fusion import Activation
-from fastresnet.kernels.norm_act import INTERPRETED, KERNELS, TRITON_KERNELS
+from fastresnet.kernels.llvm_norms import ACTIVATIONS, llvm_obstacle
+from fastresnet.kernels.norm_act import INTERPRETED, KERNELS, TRITON_KERNELS, BatchNormAct2d
 
 CACHE_FILE = "kernels.json"
 
@@ -53,6 +55,23 @@ def triton_obstacle(device: torch.device) -> str | None:
     return None
 
 
+def kernels_obstacle(kernels: str, device: torch.device) -> str | None:
+    """Return why ``kernels``, one of ``norm_act.KERNELS``, cannot be had on ``device``, or None where they can."""
+    if kernels in TRITON_KERNELS:
+        return triton_obstacle(device)
+    return llvm_obstacle(device.type) if kernels == "llvm" else None
+
+
+def norms_obstacle(model: nn.Module, device_type: str) -> str | None:
+    """Return why no norm of ``model`` can be LLVM's, or None where some can."""
+    if (obstacle := llvm_obstacle(device_type)) is not None:
+        return obstacle
+    norms = [module for module in model.modules() if isinstance(module, BatchNormAct2d)]
+    if not any(norm.activation in ACTIVATIONS for norm in norms):
+        return f"LLVM's norms are followed by {', '.join(ACTIVATIONS[:-1])} or nothing"
+    return None
+
+
 def check_kernels(wanted: str, device: torch.device, compile: str) -> None:
     """Refuse kernels that cannot be had, before anything slow.
 
@@ -65,7 +84,7 @@ def check_kernels(wanted: str, device: torch.device, compile: str) -> None:
         UserError: an unknown name, or one that cannot be had here.
     """
     if wanted != "auto":
-        _as_asked(wanted, triton_obstacle(device), compile != "off")
+        _as_asked(wanted, device, compile != "off")
 
 
 def choose_kernels(
@@ -85,6 +104,8 @@ def choose_kernels(
 ) -> Choice:
     """Return what ``--kernels wanted`` comes to; ``auto`` is the fastest of what this machine can run.
 
+    Of an eager step on a CPU it is not asked for ``auto``: the warm-up measures whole steps.
+
     Args:
         wanted: ``auto``, or one of ``norm_act.KERNELS``.
         blocks: the network's blocks at the batch size of one process.
@@ -103,10 +124,10 @@ def choose_kernels(
     Raises:
         UserError: an unknown name, or one that cannot be had here.
     """
-    obstacle = triton_obstacle(device)
     plain = "inductor" if compiled else "eager"
     if wanted != "auto":
-        return _as_asked(wanted, obstacle, compiled)
+        return _as_asked(wanted, device, compiled)
+    obstacle = triton_obstacle(device)
     if obstacle is not None:
         return Choice(kernels=plain, reason=obstacle)
     if device.type != "cuda":
@@ -142,9 +163,16 @@ def choose_kernels(
 
 def describe_choices(device: torch.device, cache_folder: Path) -> str:
     """Return what ``--kernels auto`` comes to on ``device``, in words."""
+    if device.type == "cpu":
+        obstacle = llvm_obstacle(device.type)
+        return (
+            f"plain PyTorch, compiled where that pays ({obstacle})"
+            if obstacle
+            else "measured by each run: PyTorch's against LLVM's"
+        )
     obstacle = triton_obstacle(device)
-    if obstacle is not None or device.type != "cuda":
-        return f"plain PyTorch, compiled where that pays ({obstacle or 'Triton is interpreted, for tests'})"
+    if obstacle is not None:
+        return f"plain PyTorch, compiled where that pays ({obstacle})"
     here = f"{_machine_name(device)}; "
     kept = [times for key, times in _read(cache_folder / CACHE_FILE).items() if key.startswith(here)]
     if not kept:
@@ -177,12 +205,13 @@ def machine_key(
     return f"{_machine_name(device)}; {digest}"
 
 
-def _as_asked(wanted: str, obstacle: str | None, compiled: bool) -> Choice:
+def _as_asked(wanted: str, device: torch.device, compiled: bool) -> Choice:
     if wanted not in KERNELS:
         allowed = ("auto", *KERNELS)
         near = did_you_mean(wanted, allowed)
         raise UserError(f"--kernels is {wanted!r}; it must be one of {', '.join(allowed)}{near}")
-    if wanted in TRITON_KERNELS and obstacle is not None:
+    obstacle = kernels_obstacle(wanted, device)
+    if obstacle is not None:
         raise UserError(f"--kernels {wanted} cannot be had: {obstacle}; use --kernels auto")
     if wanted == "inductor" and not compiled:
         raise UserError(

@@ -1,7 +1,7 @@
 """The passes on a CPU: what :mod:`fastresnet.kernels.reference` does, fused, on torch's own threads.
 
-For float32 and bfloat16, and relu, leaky_relu or no activation. No bits are kept: under a plain residual backward is given
-the output, whose signs they are. Bits of the results depend on the inputs alone.
+For float32 and bfloat16, and relu, leaky_relu or no activation. Under a plain residual backward is given the output,
+whose signs tell what the reference packs as bits. Results are the same to the bit on any number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastresnet.kernels.reference import num_rows
 from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
 
 ACTIVATIONS = ("relu", "leaky_relu", "identity")
-ALIGNED = 16  # float32s, channels of as many pixels as it takes: a whole vector of any processor
+LINE = 16  # channels, of as many pixels as it takes, that the code does at once
 WORTH_A_CALL = 1 << 16  # elements: with fewer, calling an op of ours takes longer than it saves
 PART_ELEMENTS = 1 << 15  # that a thread takes at a time
 MAX_PARTS = 64  # whose sums are to be added up
@@ -184,8 +184,8 @@ def backward(
 
 
 def _fold(x: torch.Tensor) -> int:
-    """Return how many pixels are as wide as whole vectors."""
-    return ALIGNED // gcd(ALIGNED, x.shape[1])
+    """Return how many pixels are as wide as whole lines."""
+    return LINE // gcd(LINE, x.shape[1])
 
 
 def _channels(norm: Norm, residual_norm: Norm | None) -> dict[str, torch.Tensor]:

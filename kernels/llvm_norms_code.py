@@ -1,7 +1,7 @@
 """Machine code for :mod:`fastresnet.kernels.llvm_norms`, generated with LLVM for the processor that it runs on.
 
-A pass goes through rows [ROWS, WIDTH] of float32 or bfloat16 from the first byte to the last, which is what memory does
-fastest, in parts of PART_ROWS, of which each thread takes the next that is left. Arithmetic is float32. Sums are float32 over
+A pass goes through rows [ROWS, WIDTH] of float32 or bfloat16 from byte to byte, which is what memory does fastest, in
+parts of PART_ROWS, of which each thread takes the next that is left. Arithmetic is float32. Sums are float32 over
 BLOCK_ROWS rows and float64 over those; each part has its own, so that bits are the same whichever thread takes what.
 """
 
@@ -14,34 +14,42 @@ from typing import Any
 from llvmlite import ir
 
 from fastresnet.kernels.fusion import LEAKY_SLOPE, Fusion
+from fastresnet.kernels.llvm_norms import LINE
 from fastresnet.kernels.team import TEAM_WORDS
 from fastresnet.kernels.vector_code import TeamFunction, compiled
 
 # Of channels, float32 [WIDTH] each; R_: of the residual's norm; MEAN_G, (R_)MEAN_GX: what is taken off the gradient.
 CHANNELS = ("MEAN", "SCALE", "BIAS", "R_MEAN", "R_SCALE", "R_BIAS", "MEAN_G", "MEAN_GX", "R_MEAN_GX")
 # X, RESIDUAL, DY, Y: rows that are read, but for the Y of `apply`. DX, DRESIDUAL: written. SUMS: float64
-# [PARTS, num_sums, WIDTH], BLOCK_SUMS: float32 of that shape; zeros at first.
+# [PARTS, num_sums, WIDTH], BLOCK_SUMS: float32 of that shape; zeros at first. WIDTH is a
+# multiple of LINE.
 WORDS = (
     *(*TEAM_WORDS, "ROWS", "WIDTH", "PARTS", "PART_ROWS"),
     *("X", "RESIDUAL", "DY", "Y", "DX", "DRESIDUAL", *CHANNELS, "SUMS", "BLOCK_SUMS"),
 )
 BLOCK_ROWS = 16
-LINE = 16  # channels that are done at once, 64 bytes of float32; WIDTH is a multiple of it
+# Passes whose parts are taken from the last to the first: caches still hold the end of what was written before, and
+# at its end the beginning, where the pass after it begins.
+BACKWARDS = ("statistics", "sums")
 
 
 class _Rows(TeamFunction):
     """A pass, and the part and channels of it that are being written."""
 
-    def __init__(self, module: ir.Module, fusion: Fusion, pixel_bytes: int, lanes: int) -> None:
+    def __init__(
+        self, module: ir.Module, fusion: Fusion, pixel_bytes: int, lanes: int, *, backwards: bool
+    ) -> None:
         super().__init__(module, lanes, WORDS)
-        self.fusion, self.pixel_bytes = fusion, pixel_bytes
+        self.fusion, self.pixel_bytes, self.backwards = fusion, pixel_bytes, backwards
         self.part: Any = None
         self.channel: Any = None
 
     def over(self, write: Callable[[Any], list[Any]]) -> None:
         """Write the function: ``write`` is given an element's place in the rows, and returns what is to be added up."""
         zero, num_added = self.number(0), 0
-        with self.taking("PARTS") as self.part:
+        with self.taking("PARTS") as number:
+            last = self.at.sub(self["PARTS"], self.number(1))
+            self.part = self.at.sub(last, number) if self.backwards else number
             start = self.times(self.part, self["PART_ROWS"])
             stop = self.least(self.add(start, self["PART_ROWS"]), self["ROWS"])
             with self.counting(start, stop, BLOCK_ROWS) as block:
@@ -172,7 +180,7 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int) -> int:
     """
 
     def write(module: ir.Module) -> None:
-        rows = _Rows(module, fusion, pixel_bytes, lanes)
+        rows = _Rows(module, fusion, pixel_bytes, lanes, backwards=name in BACKWARDS)
         rows.over(getattr(rows, name))
 
     return compiled(write)

@@ -115,7 +115,7 @@ def train(
     compile_: Compile = None,
     kernels: Annotated[
         str | None,
-        typer.Option(help="auto (measured), triton, inductor or eager.", rich_help_panel=MACHINE),
+        typer.Option(help="auto (measured), triton, llvm, inductor or eager.", rich_help_panel=MACHINE),
     ] = None,
     convs: Annotated[
         str | None,

@@ -123,7 +123,7 @@ class TrainProgress(Listener):
             f"kernels {config.kernels}, convs {config.convs}, graphs {config.graphs}"
         )
         # where there was something to choose
-        chosen = ("convs",) if config.device == "cpu" else ("kernels", "graphs")
+        chosen = ("kernels", "convs") if config.device == "cpu" else ("kernels", "graphs")
         told = (f"{option} {getattr(config, option)}: {info.reasons[option]}" for option in chosen)
         self._print(f"step     {'; '.join(told)}")
         self._print(f"run      {info.path}")

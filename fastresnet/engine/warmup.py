@@ -16,7 +16,6 @@ from fastresnet.draws import Purpose, below, stream
 from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
-from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch, Loader
 from fastresnet.run import RunConfig
 
@@ -27,7 +26,7 @@ SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
-WORTH_CONVOLVING_S = 20.0  # some seconds go into generating the code and measuring it
+WORTH_GENERATING_S = 20.0  # some seconds go into generating a CPU's code and measuring it
 PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
 NOT_MEASURED = "deterministic, so not measured"
 
@@ -77,6 +76,7 @@ class Search:
         num_steps: steps the run has left.
         compiler_missing: why nothing can be compiled here; None when it can.
         convs_obstacle: why no convolution can be Winograd's; None when some can.
+        norms_obstacle: why no norm can be LLVM's; None when some can.
         choose_kernels: what ``kernels`` comes to.
     """
 
@@ -87,6 +87,7 @@ class Search:
     num_steps: int
     compiler_missing: str | None
     convs_obstacle: str | None
+    norms_obstacle: str | None
     choose_kernels: ChooseKernels
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +97,7 @@ class Search:
         Raises:
             UserError: a way was asked for that is not possible.
         """
-        way = self._graphed(self._compiled(self._convolved()))
+        way = self._graphed(self._compiled(self._normed(self._convolved())))
         plain = replace(way, kernels="eager" if way.compile == "off" else "inductor")
         if (
             self._measures("kernels")
@@ -117,7 +118,7 @@ class Search:
         return getattr(self.config, option) == "auto" and not self.config.deterministic
 
     def _wanted(self, option: str) -> str:
-        """Return what is asked of ``compile``, ``convs`` or ``graphs``: the plain one, where none may be measured."""
+        """Return what is asked of an option: the plain one, where none may be measured."""
         value = str(getattr(self.config, option))
         return PLAIN[option] if value == "auto" and not self._measures(option) else value
 
@@ -135,22 +136,37 @@ class Search:
     def _convolved(self) -> Way:
         """Return the plain way with its convolutions decided."""
         plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
-        wanted, obstacle = self._wanted("convs"), self.convs_obstacle
-        self.reasons["convs"] = "as asked" if self.config.convs != "auto" else obstacle or NOT_MEASURED
-        if wanted == "winograd" and obstacle is not None:
-            raise UserError(f"--convs winograd is not possible here: {obstacle}; use auto or direct")
+        return self._generated(plain, "convs", "winograd", self.convs_obstacle)
+
+    def _normed(self, way: Way) -> Way:
+        """Return the way with its norms decided, where they are an eager step's on a CPU."""
+        compiles = self._wanted("compile") in ("on", "whole")
+        if self.step.device_type != "cpu" or (compiles and self.config.kernels == "auto"):
+            return way
+        return self._generated(way, "kernels", "llvm", self.norms_obstacle)
+
+    def _generated(self, way: Way, option: str, generated: str, obstacle: str | None) -> Way:
+        """Return ``way`` with an option decided that may be code generated for this CPU; ``obstacle``: why not."""
+        wanted = self._wanted(option)
+        self.reasons[option] = (
+            "as asked" if getattr(self.config, option) != "auto" else obstacle or NOT_MEASURED
+        )
+        if wanted == generated and obstacle is not None:
+            raise UserError(
+                f"--{option} {wanted} is not possible here: {obstacle}; use auto or {PLAIN[option]}"
+            )
         if wanted != "auto":
-            return replace(plain, convs=wanted)
+            return replace(way, **{option: wanted})
         if obstacle is not None:
-            return plain
-        if self.num_steps * self._measure_taken(plain) < WORTH_CONVOLVING_S:
-            self.reasons["convs"] = "the run is too short for measuring to pay"
-            return plain
-        return self._faster(plain, replace(plain, convs="winograd"), "convs")
+            return way
+        if self.num_steps * self._measure_taken(way) < WORTH_GENERATING_S:
+            self.reasons[option] = "the run is too short for measuring to pay"
+            return way
+        return self._faster(way, replace(way, **{option: generated}), option)
 
     def _compiled(self, plain: Way) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
-        wanted, missing = self._wanted("compile"), self.compiler_missing
+        wanted, missing, decided = self._wanted("compile"), self.compiler_missing, self.reasons.get("kernels")
         worth = True
         self.reasons["compile"] = "as asked" if wanted == self.config.compile else NOT_MEASURED
         if self.config.compile == "auto" and self.config.kernels == "inductor":
@@ -174,6 +190,9 @@ class Search:
                 found = self._faster(found, replace(found, compile="whole"), "compile")
             if found != plain:
                 return found
+        if decided is not None:  # on a CPU, for an eager step
+            self.reasons["kernels"] = decided
+            return plain
         return replace(plain, kernels=self._kernels(compiled=False, worth=worth))
 
     def _graphed(self, way: Way) -> Way:
@@ -221,7 +240,7 @@ class Search:
         """
         special = {
             "--compile": (way.compile, "off", way.compile != "off"),
-            "--kernels": (way.kernels, "eager", way.kernels in TRITON_KERNELS),
+            "--kernels": (way.kernels, "eager", way.kernels not in ("eager", "inductor")),
             "--convs": (way.convs, "direct", way.convs != "direct"),
             "--graphs": ("on", "off", way.graphs),
         }
