@@ -29,7 +29,7 @@ from fastresnet.engine.machine import device_name, resolve_device, resolve_threa
 from fastresnet.kernels.dispatch import triton_obstacle
 from fastresnet.kernels.fusion import Activation, Added, Fusion
 from fastresnet.kernels.geometry import plan_one_pass
-from fastresnet.kernels.llvm_norms import llvm_obstacle
+from fastresnet.kernels.llvm_norms import llvm_obstacle, takes
 from fastresnet.kernels.norm_act import INTERPRETED, BatchNormAct2d
 from fastresnet.kernels.timing import Run, captured, sets_beyond_cache, time_interleaved
 
@@ -165,8 +165,10 @@ def measure_case(
     rounds: int,
     calls: int,
 ) -> list[dict[str, Any]]:
-    """Return a row for every direction and implementation of one case."""
+    """Return a row for every direction and implementation of one case; none of ``llvm`` where it does not take it."""
     rows = []
+    if not takes(Subject(case, "eager", device).x, case.activation):
+        implementations = [name for name in implementations if name != "llvm"]
     num_sets = sets_beyond_cache(3 * case.num_elements * case.dtype.itemsize, device)
     # a compiled backward pass that is to run again may not take the buffers of its graph for itself
     with functorch_config.patch(donated_buffer=False):
@@ -217,7 +219,7 @@ def bench_kernels(
         cases: what to measure, in this order.
         device_wanted: auto, cpu, cuda or cuda:N.
         kernels: which of ``norm_act.TRITON_KERNELS`` to measure beside eager and Inductor, where Triton runs; on a CPU
-        ``llvm`` is always measured.
+            ``llvm`` is too.
         rounds, calls: each implementation is called ``rounds * calls`` times, ``calls`` in a row.
         earlier: a record to go on with; the cases in it are kept as they are.
         save: given the record after each case.

@@ -46,7 +46,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines.append("|---" * (2 + 3 * len(names)) + "|")
         for case in dict.fromkeys(row["case"] for row in rows):
             here = {row["implementation"]: row for row in rows if row["case"] == case}
-            cells = [_cell(here[name]) for name in names]
+            cells = [_cell(here.get(name)) for name in names]
             lines.append(f"| {case} | {here[names[0]]['floor_bytes'] / 1e6:.1f} | {' | '.join(cells)} |")
     if record["not_measured"]:
         lines += ["", f"Not measured, for want of time: {', '.join(record['not_measured'])}."]
@@ -71,9 +71,9 @@ def draw(record: dict[str, Any]) -> bytes:
                 if r["direction"] == direction and r["implementation"] == name
             }
             height = 0.8 / len(names)
-            heights = [line + place * height for line in range(len(cases))]
             colour = COLOURS.get(name)
-            panel.barh(heights, [shares[case] for case in cases], height, label=name, color=colour)
+            heights = [line + place * height for line, case in enumerate(cases) if case in shares]
+            panel.barh(heights, list(shares.values()), height, label=name, color=colour)
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_title(direction)
         panel.set_xlabel("share of the copy speed, at the byte floor")
@@ -87,7 +87,9 @@ def draw(record: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not taken | | "
     times = [1e6 * row[key] for key in ("p50_s", "p20_s", "p80_s")]
     saved = row["saved_bytes"] / 1e3
     return f"{times[0]:.1f} ({times[1]:.1f}, {times[2]:.1f}) | {row['share_of_copy']:.2f} | {saved:.1f}"

@@ -18,6 +18,7 @@ from fastresnet.bench.kernels import Case, Subject, bench_kernels, cases_of
 from fastresnet.bench.kernels_page import draw, to_markdown, write_page
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
+from fastresnet.kernels.llvm_norms import llvm_obstacle
 
 
 def case(added: str = "none", activation: str = "relu", batch_size: int = 512, **changes: Any) -> Case:
@@ -137,7 +138,7 @@ def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 def test_a_page_says_what_is_unmeasured() -> None:
     page = to_markdown(record_of([], triton="Triton is not installed"))
-    assert "**The kernels are unmeasured here: Triton is not installed.**" in page
+    assert "**The Triton kernels are unmeasured here: Triton is not installed.**" in page
     assert draw(record_of([])).startswith(b"\x89PNG")
 
 
@@ -162,11 +163,31 @@ def test_the_command_measures_what_it_is_told(tmp_path: Path, monkeypatch: pytes
     assert options["kernels"] == ("triton", "triton-1", "triton-2", "triton-3")
     assert options["earlier"] is None and options["out_of_time"]()
     assert out.with_suffix(".md").read_text() in done.output
-    assert "no GPU: eager and Inductor are measured" in done.output or DEVICE.type == "cuda"
+    assert "no GPU: eager, Inductor and LLVM's are measured" in done.output or DEVICE.type == "cuda"
     shown = bench("--show", str(out))
     assert shown.stdout == out.with_suffix(".md").read_text()
     refused = bench("--out", str(out))
     assert isinstance(refused.exception, UserError) and "choose another --out" in str(refused.exception)
+
+
+def test_a_cpus_own_norms_are_measured_where_they_take_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if obstacle := llvm_obstacle("cpu"):
+        pytest.skip(obstacle)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr(kernels, "compiler_missing", lambda device: "no C++ compiler was found")
+    monkeypatch.setattr(kernels, "triton_obstacle", lambda device: "not here")
+    shape: dict[str, Any] = {"batch_size": 1, "dtype": torch.float32}
+    cases = [case("plain", **shape), case("plain", "gelu", **shape)]
+    record = bench_kernels(cases, device_wanted="cpu", rounds=1, calls=1)
+    measured = {(row["case"], row["implementation"]) for row in record["rows"]}
+    taken, other = (found.name for found in cases)
+    assert measured == {(taken, "eager"), (taken, "llvm"), (other, "eager")}
+    (saved,) = {row["saved_bytes"] for row in record["rows"] if row["implementation"] == "llvm"}
+    assert saved == 2 * 64 * 4  # a mean and a variance a channel: the output is there anyway
+    page = to_markdown(record)
+    assert page.count("not taken") == 3 and draw(record).startswith(b"\x89PNG")
 
 
 def test_one_small_case_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

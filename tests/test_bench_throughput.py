@@ -86,7 +86,7 @@ def test_every_row_is_there_or_says_why_not(data: Data, monkeypatch: pytest.Monk
 
     found = reasons(compile="off")
     assert {name for name, reason in found.items() if reason is None} == {
-        *(STUDENT, "channels-last", "step", "convs", OURS)
+        *(STUDENT, "channels-last", "kernels", "step", "convs", OURS)
     }
     assert found["amp"] == "this hardware has no bfloat16, which would be slower"
     assert found["compile"] == "--compile off; compiling takes minutes on a CPU"

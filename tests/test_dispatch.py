@@ -148,7 +148,6 @@ def test_what_auto_comes_to_is_told(
     assert describe_choices(gpu, tmp_path) == "measured here: triton for 2 of 3, inductor for 1 of 3"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     assert "at the first run" in describe_choices(gpu, tmp_path)
-    assert "plain PyTorch" in describe_choices(torch.device("cpu"), tmp_path)
 
 
 def test_a_short_run_measures_nothing_and_takes_what_was_measured(machine: Machine, tmp_path: Path) -> None:

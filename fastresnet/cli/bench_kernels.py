@@ -56,7 +56,8 @@ def kernels(
         on_gpu = chosen.type == "cuda"
         if not on_gpu:
             typer.echo(
-                "no GPU: eager and Inductor are measured, by the wall clock; the kernels need one", err=True
+                "no GPU: eager, Inductor and LLVM's are measured, by the wall clock; Triton's kernels need one",
+                err=True,
             )
         dtype = AMP_DTYPES[resolve_amp(amp, chosen)]
         size = batch_size or (512 if on_gpu else 32)
