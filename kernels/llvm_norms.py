@@ -21,6 +21,9 @@ LINE = 16  # channels, of as many pixels as it takes, that the code does at once
 WORTH_A_CALL = 1 << 16  # elements: with fewer, calling an op of ours takes longer than it saves
 PART_ELEMENTS = 1 << 15  # that a thread takes at a time
 MAX_PARTS = 64  # whose sums are to be added up
+STREAMED_BYTES = (
+    1 << 23
+)  # of rows, from which on results are not kept in the caches: whoever reads them comes too late
 _STATISTICS = Fusion("identity", "none")
 
 
@@ -76,7 +79,8 @@ class _Call:
 
         words = self.sizes | {word: tensor.data_ptr() for word, tensor in self.tensors.items()}
         team = min(self.num_parts, torch.get_num_threads())
-        run_team(code(name, fusion, self.pixel_bytes, host_lanes()), WORDS, words, team)
+        streamed = self.tensors["X"].nbytes >= STREAMED_BYTES
+        run_team(code(name, fusion, self.pixel_bytes, host_lanes(), streamed), WORDS, words, team)
 
     def summed(self, name: str, fusion: Fusion) -> torch.Tensor:
         """Return a pass's sums, float64 [2, C]; [3, C] backward of a residual with a norm."""

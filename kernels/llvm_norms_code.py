@@ -37,10 +37,18 @@ class _Rows(TeamFunction):
     """A pass, and the part and channels of it that are being written."""
 
     def __init__(
-        self, module: ir.Module, fusion: Fusion, pixel_bytes: int, lanes: int, *, backwards: bool
+        self,
+        module: ir.Module,
+        fusion: Fusion,
+        pixel_bytes: int,
+        lanes: int,
+        *,
+        backwards: bool,
+        streamed: bool,
     ) -> None:
         super().__init__(module, lanes, WORDS)
-        self.fusion, self.pixel_bytes, self.backwards = fusion, pixel_bytes, backwards
+        self.fusion, self.pixel_bytes = fusion, pixel_bytes
+        self.backwards, self.streamed = backwards, streamed
         self.part: Any = None
         self.channel: Any = None
 
@@ -63,6 +71,8 @@ class _Rows(TeamFunction):
                 if num_added:
                     with self.counting(zero, self["WIDTH"], self.lanes) as self.channel:
                         self._flush(num_added)
+            if self.streamed:
+                self.at.fence("seq_cst")
 
     def _add_up(self, values: list[Any]) -> None:
         for index, value in enumerate(values):
@@ -96,7 +106,8 @@ class _Rows(TeamFunction):
         return self.load_pixel(self.place(self[rows], place, size=self.pixel_bytes), self.pixel_bytes)
 
     def write(self, rows: str, place: Any, value: Any) -> None:
-        self.store_pixel(value, self.place(self[rows], place, size=self.pixel_bytes), self.pixel_bytes)
+        address = self.place(self[rows], place, size=self.pixel_bytes)
+        self.store_pixel(value, address, self.pixel_bytes, streamed=self.streamed)
 
     def alike(self, value: float) -> Any:
         return ir.Constant(self.vector, [value] * self.lanes)
@@ -169,7 +180,7 @@ class _Rows(TeamFunction):
 
 
 @cache
-def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int) -> int:
+def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int, streamed: bool) -> int:
     """Return the address of a pass's code.
 
     Args:
@@ -177,10 +188,11 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int) -> int:
         fusion: of relu, leaky_relu or identity.
         pixel_bytes: 4 for rows of float32, 2 for bfloat16.
         lanes: float32s in a vector.
+        streamed: write past the caches, for more than they hold.
     """
 
     def write(module: ir.Module) -> None:
-        rows = _Rows(module, fusion, pixel_bytes, lanes, backwards=name in BACKWARDS)
+        rows = _Rows(module, fusion, pixel_bytes, lanes, backwards=name in BACKWARDS, streamed=streamed)
         rows.over(getattr(rows, name))
 
     return compiled(write)

@@ -82,19 +82,26 @@ class Function:
         wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
         return self.at.bitcast(self.at.shl(wide, self._alike(16)), self.vector)
 
-    def store_pixel(self, value: Any, address: Any, size: int) -> None:
-        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one."""
-        if size == 4:
-            self.store(value, address)
-            return
+    def store_pixel(self, value: Any, address: Any, size: int, *, streamed: bool = False) -> None:
+        """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one.
+
+        ``streamed``: past the caches, to the address of a whole vector; other threads see it after a fence.
+        """
+        kind = self.vector if size == 4 else ir.VectorType(INT16, self.lanes)
+        align = size * self.lanes if streamed else size
+        written = value if size == 4 else self.at.trunc(self._rounded(value), kind)
+        store = self.at.store(written, self.pointer(address, kind), align=align)
+        if streamed:
+            store.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(INT32, 1)]))
+
+    def _rounded(self, value: Any) -> Any:
+        """Return the nearest bfloat16s of a vector, in the low bits of int32s."""
         bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
         high = self.at.lshr(bits, self._alike(16))
         up = self.at.add(self._alike(0x7FFF), self.at.and_(high, self._alike(1)))
         rounded = self.at.lshr(self.at.add(bits, up), self._alike(16))
         is_nan = self.at.fcmp_unordered("uno", value, value)
-        chosen = self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
-        kind = ir.VectorType(INT16, self.lanes)
-        self.at.store(self.at.trunc(chosen, kind), self.pointer(address, kind), align=2)
+        return self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
 
     def _alike(self, value: int) -> Any:
         return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)

@@ -100,6 +100,18 @@ def test_vectors_of_512_bits(added: str, dtype: torch.dtype, monkeypatch: pytest
     assert all(torch.equal(a, b) for a, b in zip(found[8], found[16], strict=True))
 
 
+@pytest.mark.parametrize("added", ADDED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_writing_past_the_caches_changes_nothing(
+    added: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, found = make_problem((5, 48, 16, 16), added, dtype), []
+    for size in (1 << 30, 1):
+        monkeypatch.setattr(llvm_norms, "STREAMED_BYTES", size)
+        found.append(fused(problem, "relu", LLVM))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @settings(max_examples=40)
 @given(
     batch=st.integers(4, 12),  # of few values a channel, x's gradient cancels

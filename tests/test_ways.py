@@ -355,7 +355,9 @@ def test_kernels_that_won_as_replays_are_tried_as_launches(
     monkeypatch.setattr(warmup.Search, "_timed", timed)
     monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: None)
     made = Made(data, {}, Way(), capture=RecordedOps())
-    monkeypatch.setattr(made.step, "device_type", "cuda")  # a CPU's norms are measured in steps from the start
+    monkeypatch.setattr(
+        made.step, "device_type", "cuda"
+    )  # a CPU's norms are measured in steps from the start
     config = made.chosen.config.model_copy(update={"compile": "off", "graphs": "auto"})
     found = warm_up_step(made.step, made.recipe, replace(made.chosen, config=config), made.data)
     assert found.way == Way(kernels=kernels) and asked == [False]
