@@ -23,7 +23,7 @@ PART_ELEMENTS = 1 << 15  # that a thread takes at a time
 MAX_PARTS = 64  # whose sums are to be added up
 STREAMED_BYTES = (
     1 << 23
-)  # of rows, from which on results are not kept in the caches: whoever reads them comes too late
+)  # of rows, from which on they are written past the caches, which would read them first
 _STATISTICS = Fusion("identity", "none")
 
 

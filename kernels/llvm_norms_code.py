@@ -188,7 +188,7 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int, streamed: bool
         fusion: of relu, leaky_relu or identity.
         pixel_bytes: 4 for rows of float32, 2 for bfloat16.
         lanes: float32s in a vector.
-        streamed: write past the caches, for more than they hold.
+        streamed: write past the caches.
     """
 
     def write(module: ir.Module) -> None:

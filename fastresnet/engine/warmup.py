@@ -156,13 +156,13 @@ class Search:
                 f"--{option} {wanted} is not possible here: {obstacle}; use auto or {PLAIN[option]}"
             )
         if wanted != "auto":
-            return replace(way, **{option: wanted})
+            return _changed(way, option, wanted)
         if obstacle is not None:
             return way
         if self.num_steps * self._measure_taken(way) < WORTH_GENERATING_S:
             self.reasons[option] = "the run is too short for measuring to pay"
             return way
-        return self._faster(way, replace(way, **{option: generated}), option)
+        return self._faster(way, _changed(way, option, generated), option)
 
     def _compiled(self, plain: Way) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
@@ -308,6 +308,11 @@ def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[bool]) -> WarmUp:
                 scorer(eval_batch.images, eval_batch.labels, tta=tta)
             scorer.model.train(training)
     return found
+
+
+def _changed(way: Way, option: str, value: str) -> Way:
+    """Return ``way`` with other ``convs`` or ``kernels``."""
+    return replace(way, convs=value) if option == "convs" else replace(way, kernels=value)
 
 
 def _named(way: Way, option: str) -> str:
