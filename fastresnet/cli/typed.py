@@ -39,6 +39,11 @@ def assigned(assignments: Iterable[str] | None, given: Mapping[str, Any]) -> dic
     return values
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """Return names with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
 @contextmanager
 def named_as_typed(given: Iterable[str]) -> Iterator[None]:
     """Name the option in a :class:`RefusedValue` of one of the keys ``given``, which were typed as options."""
