@@ -22,7 +22,7 @@ from fastresnet.cli.options import (
     Threads,
 )
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import assigned, listed
+from fastresnet.cli.typed import assigned, listed, listed_archs
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def ablation(
             raise UserError("--set tta is of no use: every run is tested without and with it")
         base = load_recipe(recipe).with_overrides(overrides | {"epochs": epochs, "tta": "flip"})
         check_insert(mark_of(base.name, epochs), *insert or ())
+        named = listed_archs("--archs", archs)
         judged = Factors.load(factors, base, listed(only))
-        board, path = _open(judged, overrides, listed(archs), runs, config, parallel, out)
+        board, path = _open(judged, overrides, named, runs, config, parallel, out)
         record = board.record
         fill_board(board, path, started, minutes, "ablation")
         typer.echo(f"record     {path}, and the same as .md", err=True)
@@ -105,8 +106,6 @@ def _open(
     from fastresnet.bench.ablation_page import write_ablation
     from fastresnet.bench.time_to_accuracy import Board
 
-    if not archs:
-        raise UserError("--archs names no network; give one or more, as in --archs resnet8")
     base, contestants = factors.base, factors.contestants(archs)
     opened = open_board_data(base, config)
     name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}.json"

@@ -9,7 +9,7 @@ import typer
 
 from fastresnet.cli.options import ContinuedOut, Device, Insert, Minutes, Show
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import listed
+from fastresnet.cli.typed import listed_archs
 
 
 def kernels(
@@ -64,7 +64,9 @@ def kernels(
         path = out or default_record_path("kernels")
         check_out(path, ".md", ".png")
         check_insert("bench kernels", *insert or ())
-        cases = [case for name in listed(arch) for case in cases_of(get_arch(name), size, dtype)]
+        cases = [
+            case for name in listed_archs("--arch", arch) for case in cases_of(get_arch(name), size, dtype)
+        ]
         record = bench_kernels(
             list(dict.fromkeys(cases)),
             device_wanted=device,

@@ -9,7 +9,7 @@ import typer
 
 from fastresnet.cli.options import Amp, ContinuedOut, Device, Insert, Minutes, Show
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import listed, named_as_typed
+from fastresnet.cli.typed import listed, listed_archs, named_as_typed
 
 
 def throughput(
@@ -58,7 +58,7 @@ def throughput(
         started = time.monotonic()
         on_gpu = resolve_device(device).type == "cuda"
         plan = Plan(
-            archs=listed(arch),
+            archs=listed_archs("--arch", arch),
             batch_sizes=tuple(_size(size) for size in listed(batch_size)),
             rounds=rounds,
             steps=steps or (40 if on_gpu else 4),
