@@ -10,14 +10,12 @@ The work is done on torch's own threads. Bits depend on the inputs and their num
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
-from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, POINTS, TAPS, TILE
+from fastresnet.kernels.winograd_math import COLUMNS, POINTS, TAPS, TILE
 
 MIN_TILES = 96  # below, transforming the filters takes as long as is saved
 
@@ -45,36 +43,41 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 @torch.library.custom_op("fastresnet::winograd_conv", mutates_args=(), device_types="cpu")
 def winograd_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return [B, O, H, W] of ``x``'s dtype, channels-last; see :func:`takes`."""
-    return _convolved(x, weight.permute(2, 3, 1, 0))
+    outputs, inputs = weight.shape[:2]
+    taps = weight.permute(2, 3, 1, 0).contiguous()
+    return _convolved(x, outputs, {"X": taps.data_ptr(), "CHANNEL": outputs, "TAP": inputs * outputs})
 
 
 @torch.library.custom_op("fastresnet::winograd_conv_input", mutates_args=(), device_types="cpu")
 def winograd_conv_input(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the gradient of :func:`winograd_conv`'s ``x``: the convolution with the filters turned round."""
-    return _convolved(dy, weight.permute(2, 3, 0, 1).flip(0, 1))
+    inputs, filters = weight.shape[1], _channels_last(weight)
+    last = filters.data_ptr() + filters.element_size() * inputs * (TAPS**2 - 1)
+    return _convolved(dy, inputs, {"X": last, "CHANNEL": inputs * TAPS**2, "TAP": -inputs})
 
 
 @torch.library.custom_op("fastresnet::winograd_conv_weight", mutates_args=(), device_types="cpu")
 def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the gradient of :func:`winograd_conv`'s ``weight``, float32 [O, C, 3, 3] channels-last."""
-    from fastresnet.kernels.winograd_code import GRADIENT_TILES, gradient_code, host_target
+    from fastresnet.kernels.winograd_code import GRADIENT_TILES, WORDS, gradient_code, host_target, taps_code
 
-    x, dy = _channels_last(x), _channels_last(dy)
-    inputs, outputs, team = x.shape[1], dy.shape[1], torch.get_num_threads()
-    gradient = torch.zeros(team, POINTS**2, inputs, outputs)
-    _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], host_target()), x, dy, gradient, GRADIENT_TILES)
-    taps = _back(team) @ gradient.view(team * POINTS**2, inputs * outputs)
-    return (
-        taps.view(TAPS, TAPS, inputs, outputs)
-        .permute(3, 2, 0, 1)
-        .contiguous(memory_format=torch.channels_last)
+    target, x, dy = host_target(), _channels_last(x), _channels_last(dy)
+    inputs, outputs = x.shape[1], dy.shape[1]
+    gradient = torch.zeros(torch.get_num_threads(), POINTS**2, outputs, inputs)
+    _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], target), x, dy, gradient, GRADIENT_TILES)
+    taps = gradient.new_empty(outputs, TAPS, TAPS, inputs).permute(0, 3, 1, 2)
+    run_team(
+        taps_code(target),
+        WORDS,
+        {
+            "FILTERS": gradient.data_ptr(),
+            "Y": taps.data_ptr(),
+            "C": inputs,
+            "O": outputs,
+            "NUM_BLOCKS": outputs,
+        },
     )
-
-
-@cache
-def _back(team: int) -> torch.Tensor:
-    """Return float32 [9, team * 36], from ``team`` parts of the transformed filters' gradient to the filters'."""
-    return torch.from_numpy(np.kron(FILTERS, FILTERS).T).float().repeat(1, team)
+    return taps
 
 
 @winograd_conv.register_fake
@@ -114,15 +117,14 @@ def _empty(like: torch.Tensor, channels: int, dtype: torch.dtype, height: int, w
     return like.new_empty((len(like), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
 
 
-def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """Return the convolution of ``x`` with ``filters`` [3, 3, C, O]."""
+def _convolved(x: torch.Tensor, outputs: int, filters: dict[str, int]) -> torch.Tensor:
+    """Return the convolution of ``x`` with ``filters``, the words that say where they lie."""
     from fastresnet.kernels.winograd_code import BLOCK_TILES, WORDS, filters_code, host_target, pass_code
 
-    target, x, taps = host_target(), _channels_last(x), filters.detach().contiguous()
-    inputs, outputs = taps.shape[2:]
-    transformed = taps.new_empty(POINTS**2 * inputs * outputs)
-    of_filters = {"X": taps.data_ptr(), "FILTERS": transformed.data_ptr(), "C": inputs, "O": outputs}
-    run_team(filters_code(target), WORDS, of_filters | {"NUM_BLOCKS": inputs})
+    target, x, inputs = host_target(), _channels_last(x), x.shape[1]
+    transformed = torch.empty(POINTS**2 * inputs * outputs)
+    sizes = {"C": inputs, "O": outputs, "NUM_BLOCKS": inputs}
+    run_team(filters_code(target), WORDS, filters | sizes | {"FILTERS": transformed.data_ptr()})
     y = _empty(x, outputs, x.dtype, *x.shape[2:])
     _over_tiles(pass_code(PIXEL_BYTES[x.dtype], target), x, y, transformed, BLOCK_TILES)
     return y
@@ -130,13 +132,13 @@ def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
 
 def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tensor, block_tiles: int) -> None:
     """Run code over the tiles of ``y``, ``block_tiles`` at a time."""
-    from fastresnet.kernels.winograd_code import WORDS
+    from fastresnet.kernels.winograd_code import PLANE_GAP, WORDS
 
     num, outputs, height, width = y.shape
     channels = x.shape[1] + outputs
     down, across = -(-height // TILE), -(-width // TILE)
     num_tiles = num * down * across
-    num_values = POINTS**2 * block_tiles * channels
+    num_values = POINTS**2 * (block_tiles * channels + 2 * PLANE_GAP)
     planes = torch.empty(torch.get_num_threads() * num_values)
     nothing, nowhere = torch.zeros(channels), torch.empty(channels)
     run_team(

@@ -19,14 +19,15 @@ from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, INPUTS, OUTPUTS, 
 
 # X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
 # PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
-# read in place of what lies outside an image; NOWHERE: where to write such.
+# read in place of what lies outside an image; NOWHERE: where to write such. CHANNEL, TAP: how filters lie.
 WORDS = (
     *TEAM_WORDS,
     *("X", "Y", "HEIGHT", "WIDTH", "C", "O", "FILTERS", "PLANES", "PLANE_BYTES"),
-    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE"),
+    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "CHANNEL", "TAP"),
 )
 BLOCK_TILES = 24  # whose transforms a core's own cache holds
 GRADIENT_TILES = 32
+PLANE_GAP = 16  # float32s, so that a tile's 36 points lie in different sets of the nearest cache
 _UNROLLED = 4
 
 
@@ -148,7 +149,9 @@ def _product(module: ir.Module, target: Target, *, transposed: bool) -> Any:
 def _planes(write: _Call, num_tiles: int) -> tuple[Any, Any, Any, Any]:
     """Return where this thread keeps what X and what Y are transformed to, and the elements from point to point."""
     planes = write.add(write["PLANES"], write.times(write.thread, write["PLANE_BYTES"]))
-    of_x, of_y = (write.times(write[channels], num_tiles) for channels in ("C", "O"))
+    of_x, of_y = (
+        write.add(write.times(write[channels], num_tiles), write.number(PLANE_GAP)) for channels in ("C", "O")
+    )
     return planes, write.place(planes, write.times(of_x, POINTS**2)), of_x, of_y
 
 
@@ -184,7 +187,7 @@ def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
 
 
 def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None:
-    """Add the transformed filters' gradient to FILTERS [TEAM, 36, C, O], from X and the gradient Y of its output."""
+    """Add the transformed filters' gradient to FILTERS [TEAM, 36, O, C], from X and the gradient Y of its output."""
     product = _product(module, target, transposed=True)
     write = _Call(module, target, pixel_bytes)
     zero, tiles = write.number(0), write.number(GRADIENT_TILES)
@@ -204,27 +207,54 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
                 write.transform("X", "C", INPUTS, number, 1, out, of_x)
                 out = write.place(outputs, write.times(tile, write["O"]))
                 write.transform("Y", "O", OUTPUTS.T, number, 0, out, of_y)
-            every_point, every_column = write.number(POINTS**2), write["O"]
+            every_point, every_column = write.number(POINTS**2), write["C"]
             with (
                 write.counting(zero, every_point) as point,
                 write.counting(zero, every_column, COLUMNS) as column,
             ):
-                b = write.place(outputs, write.times(point, of_y), column)
-                with write.counting(zero, write["C"], target.gradient_rows) as row:
-                    a = write.place(inputs, write.times(point, of_x), row)
-                    c = write.place(own, write.times(point, matrix), write.times(row, write["O"]), column)
-                    write.at.call(product, [a, b, c, write["C"], write["O"], write["O"], tiles])
+                b = write.place(inputs, write.times(point, of_x), column)
+                with write.counting(zero, write["O"], target.gradient_rows) as row:
+                    a = write.place(outputs, write.times(point, of_y), row)
+                    c = write.place(own, write.times(point, matrix), write.times(row, write["C"]), column)
+                    write.at.call(product, [a, b, c, write["O"], write["C"], write["C"], tiles])
+
+
+def _write_taps(module: ir.Module, target: Target) -> None:
+    """Write Y, the filters' gradient [O, 3, 3, C], from FILTERS [TEAM, 36, O, C]; a block is an output channel."""
+    write = _Call(module, target, 4)
+    matrix = write.times(write["O"], write["C"])
+    with write.taking("NUM_BLOCKS") as output:
+        channels, row = write["C"], write.times(output, write["C"])
+        with write.counting(write.number(0), channels, target.lanes) as channel:
+            own = write.place(write["FILTERS"], row, channel)
+            sums = [write.local(write.vector) for _ in range(POINTS**2)]
+            for total in sums:
+                write.at.store(ir.Constant(write.vector, [0.0] * target.lanes), total)
+            with write.counting(write.number(0), write["TEAM"]) as part:
+                of_part = write.place(own, write.times(part, matrix, POINTS**2))
+                for point, total in enumerate(sums):
+                    value = write.load(write.place(of_part, write.times(matrix, point)))
+                    write.at.store(write.at.fadd(write.at.load(total), value), total)
+            points = [write.at.load(total) for total in sums]
+            for tap, value in enumerate(write.transformed(FILTERS.T, points)):
+                write.store(
+                    value,
+                    write.place(write["Y"], write.times(row, TAPS**2), write.times(channels, tap), channel),
+                )
 
 
 def _write_filters(module: ir.Module, target: Target) -> None:
-    """Transform X, filters [3, 3, C, O], to FILTERS as a pass takes them; a block is an input channel."""
+    """Transform X to FILTERS as a pass takes them; a block is an input channel.
+
+    In X, an input channel's taps are TAP elements from each other, and its first CHANNEL from the one before.
+    """
     write = _Call(module, target, 4)
     matrix = write.times(write["C"], write["O"])
     with write.taking("NUM_BLOCKS") as channel:
         outputs = write["O"]
         with write.counting(write.number(0), outputs, target.lanes) as output:
-            own = write.place(write["X"], write.times(channel, write["O"]), output)
-            taps = [write.load(write.place(own, write.times(matrix, tap))) for tap in range(TAPS**2)]
+            own = write.place(write["X"], write.times(channel, write["CHANNEL"]), output)
+            taps = [write.load(write.place(own, write.times(write["TAP"], tap))) for tap in range(TAPS**2)]
             panel = write.times(write.at.sdiv(output, write.number(COLUMNS)), COLUMNS)
             place = write.times(panel, write["C"]), write.times(channel, COLUMNS), write.at.sub(output, panel)
             for point, value in enumerate(write.transformed(FILTERS, taps)):
@@ -239,8 +269,14 @@ def pass_code(pixel_bytes: int, target: Target) -> int:
 
 @cache
 def gradient_code(pixel_bytes: int, target: Target) -> int:
-    """Return the address of the code of the filters' gradient."""
+    """Return the address of the code of the transformed filters' gradient."""
     return compiled(lambda module: _write_gradient(module, target, pixel_bytes))
+
+
+@cache
+def taps_code(target: Target) -> int:
+    """Return the address of the code that makes it the filters' gradient."""
+    return compiled(lambda module: _write_taps(module, target))
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kernel_interpreter  # noqa: F401 - first, for what it sets
 import pytest
+import torch
 from hypothesis import settings
 from made_data import OFFICIAL_CLASSES, write_images, write_npz, write_official, write_tar
 from tiny_runs import ARCH, BATCH, STEPS, StopAt, only_run, write_tiny
@@ -17,6 +18,7 @@ from typed_commands import Command
 
 from fastresnet.cli.main import main
 from fastresnet.engine.fit import Interrupted
+from fastresnet.engine.step import TrainStep
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.sources import download
 from fastresnet.recipe import load_recipe
@@ -144,6 +146,15 @@ def stopped(data: Path, here: Path) -> Path:
     with pytest.raises(Interrupted):
         train(recipe, config, runs_dir="runs", listener=StopAt(STEPS + 1))
     return only_run(here / "runs")
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile's own tracing and autograd, but PyTorch's operations in place of generated C++."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

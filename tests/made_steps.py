@@ -13,6 +13,7 @@ from fastresnet.engine.evaluate import evaluate
 from fastresnet.engine.graphs import Capture
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.step import Way
+from fastresnet.loaders.protocol import Batch
 
 
 class Made:
@@ -34,6 +35,13 @@ class Made:
                 group |= {"fused": True, "foreach": False}
         self.step.capture = capture
         self.step.take(way)
+
+    def first_batch(self) -> Batch:
+        """Return the first batch of the first epoch, and close the loaders."""
+        self.step.augment.begin_epoch(0, 0, self.data.splits["train"].members, self.step.state.sums.device)
+        batch = next(iter(self.loaders.train))
+        self.loaders.close()
+        return batch
 
     def learn(self, num_epochs: int = 2) -> list[float]:
         """Train and evaluate as a run does, and return what was reported."""

@@ -204,6 +204,7 @@ def test_mistakes() -> None:
         (("--rows", "studnt"), "there is no row 'studnt'; did you mean 'student'?"),
         (("--batch-size", "x"), "--batch-size is 'x'"),
         (("--arch", "resnet25"), "unknown architecture 'resnet25'"),
+        (("--arch", ","), "--arch names no network"),
     ):
         done = bench(*arguments)
         assert isinstance(done.exception, UserError) and complaint in str(done.exception)

@@ -14,6 +14,7 @@ from made_data import write_images
 from tiny_runs import (
     SIZE,
     TINY_TRAIN,
+    Heard,
     StopAt,
     assert_same_science,
     stop,
@@ -28,7 +29,6 @@ from fastresnet.arch import get_arch
 from fastresnet.bench.board_run import outcome
 from fastresnet.cli.train_progress import show_result
 from fastresnet.engine.checkpoint import load_last
-from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.encoded import open_encoded
@@ -43,25 +43,15 @@ from fastresnet.whiten import Whitening, patch_covariance, patterns
 CPU = torch.device("cpu")
 
 
-class Noted(Listener):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def on_notice(self, text: str) -> None:
-        self.notices.append(text)
-
-
 def test_a_recipe_that_went_on_from_a_run_says_so_and_a_cutout_fits_the_images(
     data: Path, runs: Path
 ) -> None:
     reported = {"source": "x", "began_from": "r0-resnet24-as-run"}
     cutout = [{"name": "normalise"}, {"name": "cutout", "size": SIZE + 1}]
-    recipe, noted = tiny_recipe({"reported": reported, "augment.ops": cutout}), Noted()
+    recipe, heard = tiny_recipe({"reported": reported, "augment.ops": cutout}), Heard()
     with pytest.raises(UserError, match=r"^augment.ops.1.size is 9; a cutout must be at most .* 8 pixels$"):
-        train(recipe, tiny_config(data), runs_dir=runs, listener=noted)
-    assert "weights of a run of r0-resnet24-as-run; this run begins from new ones" in noted.notices[0]
+        train(recipe, tiny_config(data), runs_dir=runs, listener=heard)
+    assert "weights of a run of r0-resnet24-as-run; this run begins from new ones" in heard.notices[0]
     assert not runs.exists() or not list(runs.iterdir())
 
 

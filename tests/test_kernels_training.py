@@ -13,7 +13,6 @@ from tiny_runs import BATCH, StopAt, assert_same_science, tiny_config, tiny_reci
 from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.listener import Listener
-from fastresnet.engine.step import TrainStep
 from fastresnet.errors import UserError
 from fastresnet.kernels import dispatch
 from fastresnet.training import resume, train
@@ -65,10 +64,9 @@ def test_chosen_kernels_are_kept_in_the_config_and_taken_by_a_resumed_run(data: 
 
 
 def test_kernels_in_a_compiled_step_learn_what_the_plain_network_does(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, quick_compiler: None
 ) -> None:
     need("triton")
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
     plain, fused = (
         train(tiny_recipe(SMALL), tiny_config(data, amp="off", **options), runs_dir=tmp_path / "runs")
         for options in ({}, {"kernels": "triton", "compile": "on"})

@@ -15,7 +15,7 @@ from optional_parts import need
 from tiny_runs import BATCH, write_tiny
 from torch import nn
 
-from fastresnet.engine.step import TrainStep, Way
+from fastresnet.engine.step import Way
 from fastresnet.losses import Filter, Targets, build_loss, taken
 from fastresnet.recipe_parts import Loss
 from fastresnet.resnet import set_kernels
@@ -25,7 +25,6 @@ PLAIN_SGD = {
     "optimizer.momentum": 0,
     "optimizer.lr": 1.0,
     "optimizer.weight_decay": 0,
-} | {
     "schedule": {"name": "constant"},
     "ema": None,
 }
@@ -67,12 +66,10 @@ def test_a_step_learns_from_what_it_keeps_and_counts_all(kernels: str, data: Pat
     state, step = made.step.state, made.step
     model = copy.deepcopy(state.model)
     set_kernels(model, "eager")
-    step.augment.begin_epoch(0, 0, made.data.splits["train"].members, "cpu")
-    batch = next(iter(made.loaders.train))
+    batch = made.first_batch()
     inputs = step.augment(batch.images, batch.indices, torch.float32, train=True)
     labels, indices = batch.labels.clone(), batch.indices.clone()
     step(batch)
-    made.loaders.close()
     assert len(indices) == BATCH
     logits = model(inputs).detach()
     losses = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
@@ -93,28 +90,22 @@ def test_a_step_learns_from_what_it_keeps_and_counts_all(kernels: str, data: Pat
 
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_mixed_precision_leaves_no_weight_without_gradient(
-    compile: str, data: Path, monkeypatch: pytest.MonkeyPatch
+    compile: str, data: Path, quick_compiler: None
 ) -> None:
     """The first pass casts weights without a gradient, and autocast keeps such casts."""
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
-    torch._dynamo.reset()
     made = Made(data, PLAIN_SGD | {"loss.keep": 0.5, "init.zero_gamma": False}, Way(compile=compile))
     step = made.step
     step.amp_dtype = torch.bfloat16
     before = {name: p.detach().clone() for name, p in step.state.model.named_parameters()}
-    step.augment.begin_epoch(0, 0, made.data.splits["train"].members, "cpu")
-    step(next(iter(made.loaders.train)))
-    made.loaders.close()
+    step(made.first_batch())
     same = [name for name, p in step.state.model.named_parameters() if torch.equal(p, before[name])]
     assert same == []
 
 
 @pytest.mark.parametrize("compile", ["on", "whole"])
 def test_a_compiled_step_keeps_what_an_eager_one_does(
-    compile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compile: str, tmp_path: Path, quick_compiler: None
 ) -> None:
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
-    torch._dynamo.reset()
     data = write_tiny(tmp_path / "t.npz", 3 * BATCH, 20)
     overrides: dict[str, Any] = {"loss.keep": 0.5, "ema": None, "mix": {"name": "cutmix", "block": 2}}
     plain, compiled = (Made(data, overrides, way).learn(1) for way in (Way(), Way(compile=compile)))

@@ -16,7 +16,7 @@ from torch import nn
 
 import fastresnet
 from fastresnet.engine.checkpoint import load_last
-from fastresnet.engine.step import TrainStep, Way
+from fastresnet.engine.step import Way
 from fastresnet.kernels.norm_act import BatchNormAct2d
 from fastresnet.training import train
 
@@ -35,9 +35,7 @@ def one_step(data: Path, overrides: dict[str, Any]) -> tuple[Made, torch.Tensor]
     made = Made(data, overrides, Way())
     seen: list[torch.Tensor] = []
     made.step.state.model.stem.conv.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
-    made.step.augment.begin_epoch(0, 0, made.data.splits["train"].members, "cpu")
-    made.step(next(iter(made.loaders.train)))
-    made.loaders.close()
+    made.step(made.first_batch())
     return made, seen[0]
 
 
@@ -65,14 +63,10 @@ WAYS: dict[str, tuple[dict[str, Any], Way]] = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_frozen_scales_neither_learn_nor_decay(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frozen_scales_neither_learn_nor_decay(name: str, tmp_path: Path, quick_compiler: None) -> None:
     overrides, way = WAYS[name]
     if way.kernels == "triton":
         need("triton")
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
-    torch._dynamo.reset()
     made = Made(write_tiny(tmp_path / "t.npz", 3 * BATCH, 20), FROZEN | overrides, way, capture=RecordedOps())
     state = made.step.state
     held = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
@@ -87,11 +81,9 @@ def test_frozen_scales_neither_learn_nor_decay(
     )
 
 
-def test_frozen_scales_learn_the_same_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_scales_learn_the_same_in_every_way(tmp_path: Path, quick_compiler: None) -> None:
     """The kernels' backward gives scales, and the frozen stem's output, gradients that nobody takes."""
     need("triton")
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
-    torch._dynamo.reset()
     data = write_tiny(tmp_path / "t.npz", 2 * BATCH, 20)
     ways = (Way(), Way(kernels="triton"), Way(kernels="triton", compile="on"))
     plain, *others = (Made(data, FROZEN | {"init.whiten": {}}, way).learn(1) for way in ways)

@@ -215,10 +215,30 @@ def test_a_run_that_is_not_complete_has_a_page(family: Family, tmp_path: Path) -
     written = write_report(["last"], runs_dir=tmp_path / "runs")
     assert written.page == folder / "report" / "report.html"
     page = read_page(written.page)
-    assert "The run is not complete: 2 of 2 epochs" in page.one("header").text
+    assert "Not complete: 2 of 2 epochs done" in page.one("header").text
     assert [notice for notice in written.notices if family.parent.name in notice]
     assert len(table(page, "Loss by epoch").rows()) == 2
     check_readable(page)
+
+
+def test_what_several_runs_lack_is_said_once(family: Family, tmp_path: Path) -> None:
+    names = [family.parent.name, family.child.name]
+    for run in (family.parent, family.child):
+        shutil.copytree(run, tmp_path / "runs" / run.name)
+    ids = ", ".join(name[-6:] for name in names)
+    kept = shutil.move(family.data, tmp_path / "kept.npz")
+    try:
+        written = write_report(names, runs_dir=tmp_path / "runs")
+    finally:
+        shutil.copy(kept, family.data)
+    (notice,) = written.notices
+    assert notice.startswith(f"runs {ids}: predictions and augmentation are not shown: no such data")
+    (callout,) = (p for p in read_page(written.page).all("p") if p.attributes.get("class") == "callout")
+    assert callout.text.startswith(f"{ids}: Predictions and augmentation are not shown: no such data")
+    (tmp_path / "runs" / names[1] / "result.json").unlink()
+    page = read_page(write_report(names, runs_dir=tmp_path / "runs").page)
+    callouts = [p.text for p in page.all("p") if p.attributes.get("class") == "callout"]
+    assert callouts == [f"{names[1][-6:]}: Not complete: 2 of 2 epochs done."]
 
 
 def test_a_page_without_the_images_says_so(family: Family, tmp_path: Path) -> None:

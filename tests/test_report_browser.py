@@ -125,6 +125,10 @@ def test_everything_is_shown_and_can_be_read(
 def test_a_page_fits_a_telephone(browser: Browser, shown: dict[str, Path], kind: str) -> None:
     browser.show(shown[kind], "light", width=320)
     assert browser.measured()["overflow"] <= 0
+    widths = browser.driver.execute_script(
+        "return [...document.querySelectorAll('.wide .prose')].map((cell) => cell.getBoundingClientRect().width)"
+    )
+    assert bool(widths) == (kind == "sweep") and min(widths, default=200) >= 200  # remarks, a line of words
 
 
 def test_light_and_dark_differ_in_every_figure(browser: Browser, shown: dict[str, Path]) -> None:

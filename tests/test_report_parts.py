@@ -209,6 +209,21 @@ def test_bars_are_grouped_by_what_the_cells_differ_in() -> None:
     assert sweep_charts(rows[:1], ["arch", "recipe"], "x") == []
 
 
+def test_learning_rates_stand_beside_each_other_by_optimizer() -> None:
+    content = cells("r0-lr")
+    rows, columns = content["rows"], content["columns"]
+    names = ("adam", "adadelta", "adagrad", "sgdn", "sgd")
+    pairs = [(f"r0-optimizers-{name}", lr) for name in names for lr in (0.1, 0.001)]
+    assert columns == ["recipe", "optimizer.lr"]
+    assert [tuple(entry["cell"].values()) for entry in rows] == pairs
+    bars = arrange(rows, columns)
+    assert (bars.axis, bars.legend) == ("recipe", "optimizer.lr")
+    assert (bars.groups, bars.series) == (names, ("0.1", "0.001"))
+    assert {pairs[2 * group + lr] for group, lr in bars.ours} == set(pairs[:-1])  # the last one failed
+    printed = {names[group]: bars.series[lr] for group, lr in bars.printed}
+    assert len(bars.printed) == 5 and printed == dict.fromkeys(names, "0.1") | {"adam": "0.001"}
+
+
 @pytest.mark.parametrize("name", ["r0-optimizers", "r1-joint"])  # standing bars, and lying ones
 def test_the_label_of_a_low_bar_stands_beyond_it(name: str) -> None:
     content = cells(name)

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_runs import (
     SIZE,
     STEPS,
+    Heard,
     StopAt,
     assert_same_science,
     stop,
@@ -174,9 +175,7 @@ def test_images_are_augmented_and_mixed_at_full_size_first(data: Path) -> None:
     overrides: dict[str, Any] = {"mix": {"name": "cutmix", "block": 2}, "resize": GROWING}
     made = Made(data, overrides | {"augment.ops": [{"name": "cutout", "size": 3}]}, Way())
     step = made.step
-    step.augment.begin_epoch(0, 0, made.data.splits["train"].members, "cpu")
-    batch = next(iter(made.loaders.train))
-    made.loaders.close()
+    batch = made.first_batch()
     seen: list[torch.Tensor] = []
     step.state.model.register_forward_pre_hook(lambda model, args: seen.append(args[0].clone()))
     step(batch)
@@ -195,18 +194,14 @@ def test_resumed_in_any_phase_a_run_learns_the_same_bits(data: Path, tmp_path: P
     whole = train_tiny(data, tmp_path / "whole", overrides)
     sizes = ({4, 6, 8}, {6, 8}, {8})
     for epoch, left in enumerate(sizes):
-        infos: list[RunInfo] = []
-
-        class Told(Listener):
-            def on_start(self, info: RunInfo, infos: list[RunInfo] = infos) -> None:
-                infos.append(info)
-
         run = stop(data, tmp_path / f"epoch-{epoch}", StopAt(epoch * STEPS + 2), overrides)
-        resume(str(run), listener=Told())
+        heard = Heard()
+        resume(str(run), listener=heard)
         assert_same_science(run, whole)
-        assert infos[0].resumed_at == (epoch, 2) and infos[0].image_sizes == (4, 6, 8)
-        assert set(infos[0].step_s) == left  # what is done with is not warmed up again
-        assert infos[0].left_s(epoch, 2) > 0
+        info = heard.info
+        assert info is not None and info.resumed_at == (epoch, 2) and info.image_sizes == (4, 6, 8)
+        assert set(info.step_s) == left  # what is done with is not warmed up again
+        assert info.left_s(epoch, 2) > 0
 
 
 def told(image_sizes: tuple[int, ...], step_s: dict[int, float]) -> RunInfo:

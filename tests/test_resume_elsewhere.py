@@ -11,6 +11,7 @@ import torch
 from tiny_runs import (
     BATCH,
     STEPS,
+    Heard,
     Killed,
     StopAt,
     assert_same_bits,
@@ -25,7 +26,6 @@ from tiny_runs import (
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import BEST, LAST, load_last, read_checkpoint
 from fastresnet.engine.fit import Interrupted
-from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.errors import UserError
 from fastresnet.kernels import dispatch
 from fastresnet.resnet import build_model
@@ -121,26 +121,13 @@ def test_a_way_that_cannot_be_had_here_is_found_again(
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MachineDiffers, match=rf"{re.escape(said)}.*Give --allow-different-machine to go on"):
         resume(run.name, runs_dir=runs)
-    listener = Started()
+    listener = Heard()
     result = resume(run.name, runs_dir=runs, allow_different_machine=True, listener=listener)
     (notice,) = listener.notices
     assert said in notice and notice.endswith("; its steps are done in another way")
     assert (result.config.compile, result.config.kernels, result.config.graphs) == ("off", "eager", "off")
-    assert "as the run began" not in listener.reasons.values() and len(result.epochs) == 2
-
-
-class Started(Listener):
-    """Notes what is said, and why steps are done as they are."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-        self.reasons: dict[str, str] = {}
-
-    def on_notice(self, text: str) -> None:
-        self.notices.append(text)
-
-    def on_start(self, info: RunInfo) -> None:
-        self.reasons = info.reasons
+    assert listener.info is not None and "as the run began" not in listener.info.reasons.values()
+    assert len(result.epochs) == 2
 
 
 def test_a_checkpoint_of_another_run_or_network_is_refused(data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from replayed_ops import RecordedOps
 from tiny_runs import (
     BATCH,
     STEPS,
+    Heard,
     StopAt,
     assert_same_bits,
     assert_same_science,
@@ -33,7 +34,7 @@ from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.evaluate import EVAL_BATCH, Scorer
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.graphs import Replays
-from fastresnet.engine.listener import Listener, RunInfo
+from fastresnet.engine.listener import RunInfo
 from fastresnet.engine.session import Session
 from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
 from fastresnet.engine.warmup import num_compiled
@@ -47,15 +48,6 @@ from fastresnet.training_warmup import warm_up_step
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny.npz")
-
-
-@pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile's own tracing and autograd, but PyTorch's operations in place of generated C++."""
-    torch._dynamo.reset()
-    monkeypatch.setattr(TrainStep, "backend", "aot_eager")
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -136,19 +128,14 @@ def test_each_kind_of_arguments_is_captured_once() -> None:
     assert len(replays) == capture.num_captured == 3 and capture.num_replayed == 4
 
 
-class Watcher(Listener):
-    """Notes what was compiled by the first step, and what was said."""
+class Watcher(Heard):
+    """Notes what was compiled by the first step too."""
 
-    def __init__(self) -> None:
-        self.compiled = -1
-        self.notices: list[str] = []
-        self.info: RunInfo | None = None
+    compiled = -1
 
     def on_start(self, info: RunInfo) -> None:
-        self.compiled, self.info = num_compiled(), info
-
-    def on_notice(self, text: str) -> None:
-        self.notices.append(text)
+        super().on_start(info)
+        self.compiled = num_compiled()
 
 
 SMALL = {"arch": "n1-b1-c8", "drop_last": False, "ema.every": 4, "tta": "flip"}

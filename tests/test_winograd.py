@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from fastresnet.engine import warmup
 from fastresnet.engine.step import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import winograd_code
-from fastresnet.kernels.conv import Conv3x3, check_convs, convs_obstacle, set_convs
+from fastresnet.kernels.conv import CONVS, Conv3x3, check_convs, convs_obstacle, set_convs
 from fastresnet.kernels.winograd import (
     takes,
     winograd_conv,
@@ -34,6 +34,7 @@ from fastresnet.kernels.winograd import (
 from fastresnet.kernels.winograd_code import NARROW, WIDE
 from fastresnet.kernels.winograd_math import FILTERS, INPUTS, OUTPUTS, TAPS, TILE
 from fastresnet.resnet import build_model
+from fastresnet.run import Convs, RunConfig
 from fastresnet.training import resume
 from fastresnet.training_warmup import warm_up_step
 
@@ -276,5 +277,6 @@ def test_where_it_cannot_be_had_is_said() -> None:
     assert convs_obstacle(build_model(get_arch("resnet8")), "cuda") == "Winograd's are for CPUs"
     with pytest.raises(UserError, match="--convs winograd cannot be had: Winograd's are for CPUs"):
         check_convs("winograd", "cuda")
-    with pytest.raises(UserError, match=r"--convs is 'winogard'.*did you mean 'winograd'"):
-        check_convs("winogard", "cpu")
+    with pytest.raises(UserError, match=r"^convs is 'winogard'; did you mean 'winograd'"):
+        RunConfig.parse(convs="winogard")
+    assert get_args(Convs) == ("auto", *CONVS)

@@ -15,7 +15,7 @@ from made_data import CLASSES, picture
 
 from fastresnet.engine.checkpoint import BEST, load_last, read_checkpoint
 from fastresnet.engine.fit import Interrupted
-from fastresnet.engine.listener import Listener
+from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig
 from fastresnet.training import train
@@ -52,17 +52,31 @@ def tiny_config(data: Path, **options: Any) -> RunConfig:
     return RunConfig.parse(**own | options)
 
 
+class Heard(Listener):
+    """Keeps what a run is said to be as it starts, and what is said of it."""
+
+    def __init__(self) -> None:
+        self.info: RunInfo | None = None
+        self.notices: list[str] = []
+
+    def on_start(self, info: RunInfo) -> None:
+        self.info = info
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
 class Killed(Exception):
     """Stands for a kill between two steps: nothing is saved."""
 
 
-class StopAt(Listener):
+class StopAt(Heard):
     """Ends a run after step ``step`` (from 1): by a signal, or as a kill does where that is None."""
 
     def __init__(self, step: int, signum: int | None = signal.SIGTERM) -> None:
+        super().__init__()
         self.step = step
         self.signum = signum
-        self.notices: list[str] = []
         self._seen = 0
 
     def on_step(self, epoch: int, epoch_step: int, steps_per_epoch: int, images_per_s: float) -> None:
@@ -71,9 +85,6 @@ class StopAt(Listener):
             if self.signum is None:
                 raise Killed
             signal.raise_signal(self.signum)
-
-    def on_notice(self, text: str) -> None:
-        self.notices.append(text)
 
 
 def only_run(runs_dir: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Json
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def archs(
         str | None,
         typer.Option(metavar="B", help="Its blocks: one number, or one a stage as 3,3,2,3 (with --budget)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the reports' architectures with printed and true counts, or show one layer by layer."""
     if budget is not None or stages is not None or blocks is not None:

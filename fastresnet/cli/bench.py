@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli import bench_ablation, bench_kernels, bench_throughput, bench_time_to
-from fastresnet.cli.options import Insert, Show
+from fastresnet.cli.options import Data, Device, Insert, Show, SweepsDir
+from fastresnet.cli.page_showing import show_page
 from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
@@ -21,9 +22,7 @@ app.command("time-to", short_help="Measure how fast an accuracy is reached.")(be
 
 @app.command("loaders", short_help="Measure every way of loading images.")
 def loaders(
-    data: Annotated[
-        str | None, typer.Option(help="As for train [default: CIFAR-10, downloaded once].")
-    ] = None,
+    data: Data = None,
     workers: Annotated[
         str | None,
         typer.Option(help="Worker counts of the DataLoader rows [default: 0,2,4,8,12,16,20; quick: 0,2]."),
@@ -38,7 +37,7 @@ def loaders(
         str | None, typer.Option(help="Also measure the share of this arch's step spent waiting for data.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps a row for that.", min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="The record; a .md and a .png go beside it [default: in bench-results]."),
@@ -49,7 +48,7 @@ def loaders(
     """Measure every way of loading images here: the worker table of the reports, and each of our backends."""
     from fastresnet.atomic import write_atomic
     from fastresnet.bench.loader_report import markdown, plot
-    from fastresnet.bench.record import check_insert, check_out, insert_marked, read_record, write_record
+    from fastresnet.bench.record import check_insert, check_out, read_record, write_record
     from fastresnet.cli.progress import shown_progress
 
     if show is not None:
@@ -82,9 +81,7 @@ def loaders(
         write_atomic(path.with_suffix(".md"), lambda file: file.write(markdown(record).encode()))
         plot(record, path.with_suffix(".png"))
         typer.echo(f"record     {path}, and the same as .md and .png", err=True)
-    for place in insert or []:
-        insert_marked("bench loaders", markdown(record), place)
-    typer.echo(markdown(record), nl=False)
+    show_page(markdown(record), "bench loaders", insert)
     if show is None and record["interrupted"]:
         raise typer.Exit(128 + signal.Signals[record["interrupted"]])
 
@@ -94,7 +91,7 @@ def sweep(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A finished sweep: its name or its folder.")
     ] = None,
-    sweeps_dir: Annotated[Path, typer.Option(help="Where sweeps' folders lie.")] = Path("sweeps"),
+    sweeps_dir: SweepsDir = Path("sweeps"),
     out: Annotated[
         Path | None, typer.Option(help="The record [default: a dated file in bench-results].")
     ] = None,
@@ -106,7 +103,6 @@ def sweep(
         check_insert,
         check_out,
         default_record_path,
-        insert_marked,
         read_record,
         write_record,
     )
@@ -124,9 +120,7 @@ def sweep(
         check_insert(f"bench sweep {record['name']}", *insert or ())
         write_record(path, record)
         typer.echo(f"record     {path}", err=True)
-    for place in insert or []:
-        insert_marked(f"bench sweep {record['name']}", markdown(record), place)
-    typer.echo(markdown(record), nl=False)
+    show_page(markdown(record), f"bench sweep {record['name']}", insert)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.options import ContinuedOut, Insert, Minutes, Show
+from fastresnet.cli.options import ContinuedOut, Device, Insert, Minutes, Show
+from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.typed import listed_archs
 
 
 def kernels(
@@ -18,7 +20,7 @@ def kernels(
         int | None, typer.Option(help="Images a step [default: 512; on a CPU 32].", min=1)
     ] = None,
     amp: Annotated[str, typer.Option(help="The activations: auto, bf16, fp16 or off.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     tunings: Annotated[bool, typer.Option("--tunings", help="Every tuning of the kernels, not one.")] = False,
     rounds: Annotated[int, typer.Option(help="How often each is measured, in turn.", min=1)] = 5,
     calls: Annotated[
@@ -38,7 +40,6 @@ def kernels(
         check_insert,
         check_out,
         default_record_path,
-        insert_marked,
         read_record,
         write_record,
     )
@@ -64,7 +65,9 @@ def kernels(
         path = out or default_record_path("kernels")
         check_out(path, ".md", ".png")
         check_insert("bench kernels", *insert or ())
-        cases = [case for name in arch.split(",") for case in cases_of(get_arch(name.strip()), size, dtype)]
+        cases = [
+            case for name in listed_archs("--arch", arch) for case in cases_of(get_arch(name), size, dtype)
+        ]
         record = bench_kernels(
             list(dict.fromkeys(cases)),
             device_wanted=device,
@@ -78,7 +81,4 @@ def kernels(
         )
         write_page(record, path)
         typer.echo(f"record     {path}, and the same as .md and .png", err=True)
-    page = to_markdown(record)
-    for place in insert or []:
-        insert_marked("bench kernels", page.partition("\n\n")[2], place)  # without its heading
-    typer.echo(page, nl=False)
+    show_page(to_markdown(record), "bench kernels", insert)

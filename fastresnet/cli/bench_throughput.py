@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.options import ContinuedOut, Insert, Minutes, Show
-from fastresnet.cli.typed import named_as_typed
+from fastresnet.cli.options import Amp, ContinuedOut, Device, Insert, Minutes, Show
+from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.typed import listed, listed_archs, named_as_typed
 
 
 def throughput(
@@ -25,8 +26,8 @@ def throughput(
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="A folder, tar, .npz or 'shapes'.")] = "shapes",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.")] = "auto",
+    device: Device = "auto",
+    amp: Amp = "auto",
     compile_: Annotated[
         str | None, typer.Option("--compile", help="auto, on, whole or off [default: on; on a CPU off].")
     ] = None,
@@ -43,7 +44,6 @@ def throughput(
         check_insert,
         check_out,
         default_record_path,
-        insert_marked,
         read_record,
         write_record,
     )
@@ -58,11 +58,11 @@ def throughput(
         started = time.monotonic()
         on_gpu = resolve_device(device).type == "cuda"
         plan = Plan(
-            archs=_names(arch),
-            batch_sizes=tuple(_size(size) for size in _names(batch_size)),
+            archs=listed_archs("--arch", arch),
+            batch_sizes=tuple(_size(size) for size in listed(batch_size)),
             rounds=rounds,
             steps=steps or (40 if on_gpu else 4),
-            rows=_names(rows) if rows else ROWS,
+            rows=listed(rows) if rows else ROWS,
         )
         compiling = compile_ or ("on" if on_gpu else "off")
         with named_as_typed(("device", "amp", "compile")):
@@ -81,14 +81,7 @@ def throughput(
         write_record(path, record)
         write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
         typer.echo(f"record     {path}, and the same as .md", err=True)
-    page = to_markdown(record)
-    for place in insert or []:
-        insert_marked("bench throughput", page.partition("\n\n")[2], place)  # without its heading
-    typer.echo(page, nl=False)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    show_page(to_markdown(record), "bench throughput", insert)
 
 
 def _size(text: str) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fastresnet.cli.typed import named_as_typed
+
 if TYPE_CHECKING:
     from fastresnet.assembly import Data
     from fastresnet.bench.time_to_accuracy import Board
@@ -17,9 +19,17 @@ if TYPE_CHECKING:
 
 LONG_BOARD_S = 600.0
 
-PARALLEL_HELP = (
-    "Most trainings at once, where that is faster a run, which is measured first; marked as throughput."
-)
+
+def board_config(**typed: Any) -> RunConfig:
+    """Return the config of a record's runs; a mistake in it is named by the option that was typed."""
+    from fastresnet.cli.train import check_loader
+    from fastresnet.run import RunConfig
+
+    with named_as_typed(typed):
+        # no checkpoint by time: a run that is interrupted is done again
+        config = RunConfig.parse(save_every_s=1e9, **typed)
+    check_loader(config.loader)
+    return config
 
 
 def open_board_data(recipe: Recipe, config: RunConfig) -> Data:
@@ -39,11 +49,32 @@ def open_board_data(recipe: Recipe, config: RunConfig) -> Data:
         return open_data(recipe, config, Packing())
 
 
-def board_settings(data: Data, config: RunConfig) -> dict[str, Any]:
-    """Return the settings that all runs of a record share, whatever it measures."""
+def open_board_record(
+    path: Path, kind: str, own: dict[str, Any], data: Data, config: RunConfig, **content: Any
+) -> dict[str, Any]:
+    """Return the record at ``path``, to be added to, or a new one without runs.
+
+    Args:
+        own: the settings of this kind of record; those of the data and the machine follow them.
+        content: what a new one has beside rows and runs.
+
+    Raises:
+        UserError: there is one of another kind, machine or setting; the machine is not what ``config`` asks for.
+    """
+    from fastresnet.assembly import choose_machine
+    from fastresnet.bench.continued import earlier_record, go_on
+    from fastresnet.bench.record import make_record
+
+    chosen = choose_machine(config)
     shared = ("eval_every", "loader", "amp", "compile", "kernels", "convs", "graphs")
     named = {"dataset": data.dataset.name, "digest": data.dataset.digest}
-    return named | {name: getattr(config, name) for name in shared}
+    settings = own | named | {name: getattr(config, name) for name in shared}
+    nothing: dict[str, list[Any]] = {"rows": [], "runs": [], "not_measured": []}
+    device, threads = chosen.device_name, chosen.config.threads
+    record = make_record(kind, device, threads, settings=settings, **content, **nothing)
+    earlier = earlier_record(path, kind)
+    # it grows over days of work on the source; each run names its commit
+    return record if earlier is None else go_on(earlier, record, same_source=False)
 
 
 def fill_board(board: Board, path: Path, started: float, minutes: float | None, what: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastresnet.cli.options import ImageSize
 from fastresnet.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -23,12 +24,6 @@ Data = Annotated[
         help="A folder or tar(.gz, .xz) of images as {train,test}/<class>/<file>.jpg, a folder or tar of "
         "CIFAR-10's official pickles, an .npz, a folder of train.beton and test.beton, or 'shapes'. "
         "Left out: CIFAR-10, downloaded once.",
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Scale images to this many pixels a side (default: their own size if square, else 32)."
     ),
 ]
 

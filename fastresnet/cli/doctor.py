@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.options import Json
 from fastresnet.words import counted
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -63,7 +64,7 @@ def doctor(
             "--determinism", help="Train and compare for a minute: which runs give the same bits here."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what this machine has (device, bf16, compile, optional parts) and what each missing part takes."""
     if determinism:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.options import Run
+from fastresnet.cli.options import Device, Json, Run, RunsDir
 from fastresnet.words import dataset_shown
 
 
@@ -19,9 +19,9 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="test, train, or val where the run has one.")] = "test",
     tta: Annotated[bool, typer.Option("--tta", help="Also with flip TTA.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """Evaluate a run's weights, exactly over all samples."""
     from fastresnet.cli.progress import shown_progress

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.options import Run
+from fastresnet.cli.options import Json, Run, RunsDir
 
 
 def export(
@@ -18,8 +18,8 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file to write [default: <arch>-<id> here, named by its format].")
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """Write a run's network to a file for other programs, having checked that it gives the same logits."""
     from fastresnet.export import INPUT, OUTPUT, find_format

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastresnet.cli.options import Run
+from fastresnet.cli.options import Device, Json, Run, RunsDir
 from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.words import dataset_shown
@@ -27,9 +27,9 @@ def predict(
     top_k: Annotated[
         int | None, typer.Option(help=f"Classes to show an image [default: {DEFAULT_TOP_K}].")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """Tell the likeliest classes of images, with their probabilities.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastresnet.cli.options import Json
+
 if TYPE_CHECKING:
     from fastresnet.recipe import Recipe
 
@@ -16,7 +18,7 @@ def recipes(
         str | None,
         typer.Argument(metavar="NAME", help="Print this one with its comments: a name or a file."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the recipes with printed accuracy and parameters, or print one."""
     from fastresnet.recipe import load_recipe, recipe_names, recipe_text

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastresnet.cli.options import Device, RunsDir, SweepsDir
 from fastresnet.errors import UserError
 from fastresnet.words import counted
 
@@ -29,9 +30,9 @@ def report(
     data: Annotated[
         str | None, typer.Option(help="Where the runs' data set lies now [default: where it was].")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.")] = Path("runs"),
-    sweeps_dir: Annotated[Path, typer.Option(help="Where sweep folders lie.")] = Path("sweeps"),
+    device: Device = "auto",
+    runs_dir: RunsDir = Path("runs"),
+    sweeps_dir: SweepsDir = Path("sweeps"),
 ) -> None:
     """Write a page about a run, a comparison of several, or a sweep: one HTML file, and its figures as PNG."""
     if bool(runs) == (sweep is not None):

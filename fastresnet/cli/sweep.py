@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastresnet.cli.options import Compile
+from fastresnet.cli.options import (
+    Amp,
+    Compile,
+    Data,
+    DeviceIfTyped,
+    ImageSize,
+    LimitTrain,
+    Loader,
+    SaveEvery,
+    Seed,
+    SweepsDir,
+)
 from fastresnet.cli.typed import named_as_typed
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
@@ -24,12 +35,6 @@ if TYPE_CHECKING:
     from fastresnet.sweep import SweepOptions
     from fastresnet.sweep_spec import Sweep
 
-WHAT, DATA, WHERE, MACHINE = (
-    "What to train",
-    "Data",
-    "Where and how",
-    "Machine (all chosen for you by default)",
-)
 PARENT_LOOK_S = 0.5  # how often a worker looks whether the command that started it lives
 
 
@@ -41,27 +46,22 @@ def sweep(
         ),
     ] = None,
     only_list: Annotated[
-        bool,
-        typer.Option("--list", "--dry-run", help="Show the cells and train nothing.", rich_help_panel=WHAT),
+        bool, typer.Option("--list", "--dry-run", help="Show the cells and train nothing.")
     ] = False,
     print_file: Annotated[
-        bool,
-        typer.Option("--toml", help="Print its file, to write one of your own from.", rich_help_panel=WHAT),
+        bool, typer.Option("--toml", help="Print its file, to write one of your own from.")
     ] = False,
     cells: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUES",
             help="Only these cells, as in --cells C=2..64 or --cells C=2,4; repeated, all must hold.",
-            rich_help_panel=WHAT,
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data, in place of the recipe's.", rich_help_panel=WHAT)
+        int | None, typer.Option(help="Passes over the data, in place of the recipe's.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of every draw [default: 0].", rich_help_panel=WHAT)
-    ] = None,
+    seed: Seed = None,
     prune: Annotated[
         bool,
         typer.Option(
@@ -69,32 +69,15 @@ def sweep(
             help="Stop a cell whose accuracy is below the others' median: once "
             f"{PRUNE_FROM_CELLS} cells are done, and from its epoch {PRUNE_FROM_EPOCHS} on, so never one of "
             f"{PRUNE_FROM_EPOCHS - 1} epoch.",
-            rich_help_panel=WHAT,
         ),
     ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder, tar, .npz or 'shapes' [default: CIFAR-10, downloaded once].", rich_help_panel=DATA
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Scale images to this side in pixels.", rich_help_panel=DATA)
-    ] = None,
-    val: Annotated[
-        int | None, typer.Option(help="Hold out this many training images.", rich_help_panel=DATA)
-    ] = None,
-    limit_train: Annotated[
-        int | None, typer.Option(help="Train on this many images only.", rich_help_panel=DATA)
-    ] = None,
-    sweeps_dir: Annotated[
-        Path, typer.Option(help="Where sweeps' folders lie.", rich_help_panel=WHERE)
-    ] = Path("sweeps"),
+    data: Data = None,
+    image_size: ImageSize = None,
+    val: Annotated[int | None, typer.Option(help="Hold out this many training images.")] = None,
+    limit_train: LimitTrain = None,
+    sweeps_dir: SweepsDir = Path("sweeps"),
     study: Annotated[
-        str | None,
-        typer.Option(
-            "--name", help="Name of its folder and study [default: the sweep's].", rich_help_panel=WHERE
-        ),
+        str | None, typer.Option("--name", help="Name of its folder and study [default: the sweep's].")
     ] = None,
     storage: Annotated[
         str | None,
@@ -102,22 +85,17 @@ def sweep(
             metavar="URL",
             help="A database that workers on several hosts share, as in postgresql://user@host/database "
             "[default: an SQLite file in the sweep's folder].",
-            rich_help_panel=WHERE,
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that train at once.", rich_help_panel=WHERE)
-    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 1,
     retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Try cells again that failed.", rich_help_panel=WHERE),
+        bool, typer.Option("--retry-failed", help="Try cells again that failed.")
     ] = False,
     heartbeat: Annotated[
         int,
         typer.Option(
             min=1,
             help="Seconds between a worker's signs of life; silent for four of them, it counts as dead.",
-            rich_help_panel=WHERE,
         ),
     ] = 15,
     allow_different_machine: Annotated[
@@ -125,23 +103,14 @@ def sweep(
         typer.Option(
             "--allow-different-machine",
             help="Resume runs of another machine although the bits will differ.",
-            rich_help_panel=WHERE,
         ),
     ] = False,
-    save_every: Annotated[
-        float | None, typer.Option(help="Seconds between checkpoints [default: 60].", rich_help_panel=WHERE)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
-    ] = None,
-    loader: Annotated[
-        str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
-    ] = None,
-    amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
+    save_every: SaveEvery = None,
+    device: DeviceIfTyped = None,
+    loader: Loader = None,
+    amp: Amp = None,
     compile_: Compile = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of each worker.", rich_help_panel=MACHINE)
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each worker.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Train a grid of networks or settings, each cell once; the same command goes on where it stopped."""

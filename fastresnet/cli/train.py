@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastresnet.cli.options import Compile
+from fastresnet.cli.options import (
+    Amp,
+    Compile,
+    Data,
+    DeviceIfTyped,
+    ImageSize,
+    LimitTrain,
+    Loader,
+    RunsDir,
+    SaveEvery,
+    Seed,
+    Threads,
+)
 from fastresnet.cli.typed import assigned, named_as_typed, option_of
 from fastresnet.errors import UserError
 from fastresnet.signals import Stopped
@@ -17,23 +29,16 @@ if TYPE_CHECKING:
     from fastresnet.cli.train_progress import TrainProgress
     from fastresnet.run import RunConfig
 
-RUN, MODEL, DATA, MACHINE = "Run", "What to train", "Data", "Machine (all chosen for you by default)"
-
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="A recipe's name or TOML file [default: fast].", rich_help_panel=MODEL),
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name or TOML file [default: fast].")] = None,
     arch: Annotated[
-        str | None,
-        typer.Option(help="An arch's name or slug; `fastresnet archs` lists them.", rich_help_panel=MODEL),
+        str | None, typer.Option(help="An arch's name or slug; `fastresnet archs` lists them.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=MODEL)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=MODEL)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     tta: Annotated[
-        bool | None,
-        typer.Option("--tta/--no-tta", help="Also report accuracy with flip TTA.", rich_help_panel=MODEL),
+        bool | None, typer.Option("--tta/--no-tta", help="Also report accuracy with flip TTA.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -41,103 +46,59 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Change a key of the recipe, as in --set optimizer.lr=0.1; may be repeated.",
-            rich_help_panel=MODEL,
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of every draw [default: 0].", rich_help_panel=MODEL)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder, tar, .npz or 'shapes' [default: CIFAR-10, downloaded once].", rich_help_panel=DATA
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Scale images to this side in pixels.", rich_help_panel=DATA)
-    ] = None,
+    seed: Seed = None,
+    data: Data = None,
+    image_size: ImageSize = None,
     val: Annotated[
-        int | None,
-        typer.Option(
-            help="Hold out this many training images to choose the best epoch on.", rich_help_panel=DATA
-        ),
+        int | None, typer.Option(help="Hold out this many training images to choose the best epoch on.")
     ] = None,
-    limit_train: Annotated[
-        int | None, typer.Option(help="Train on this many images only.", rich_help_panel=DATA)
-    ] = None,
+    limit_train: LimitTrain = None,
     target: Annotated[
         float | None,
         typer.Option(
             help="Time the first crossing of this accuracy, as in 0.94: of the test set, or of the validation "
             "split where --val holds one out.",
-            rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Go on with a run: its path, id, or 'last'.", rich_help_panel=RUN),
+        str | None, typer.Option(metavar="RUN", help="Go on with a run: its path, id, or 'last'.")
     ] = None,
     init_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN[:best]", help="Start a new run from the weights of another.", rich_help_panel=RUN
-        ),
+        str | None, typer.Option(metavar="RUN[:best]", help="Start a new run from the weights of another.")
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run folders lie.", rich_help_panel=RUN)] = Path(
-        "runs"
-    ),
-    save_every: Annotated[
-        float | None, typer.Option(help="Seconds between checkpoints [default: 60].", rich_help_panel=RUN)
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(help="Epochs between evaluations [default: 1].", rich_help_panel=RUN)
-    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    save_every: SaveEvery = None,
+    eval_every: Annotated[int | None, typer.Option(help="Epochs between evaluations [default: 1].")] = None,
     allow_different_machine: Annotated[
-        bool,
-        typer.Option(
-            "--allow-different-machine", help="Resume although the bits will differ.", rich_help_panel=RUN
-        ),
+        bool, typer.Option("--allow-different-machine", help="Resume although the bits will differ.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
-    ] = None,
-    loader: Annotated[
-        str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.", rich_help_panel=MACHINE)
-    ] = None,
+    device: DeviceIfTyped = None,
+    loader: Loader = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Processes (torch) or threads (numba, ffcv, dali) that load; 0 chooses.",
-            rich_help_panel=MACHINE,
-        ),
+        typer.Option(help="Processes (torch) or threads (numba, ffcv, dali) that load; 0 chooses."),
     ] = None,
-    amp: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.", rich_help_panel=MACHINE)] = None,
+    amp: Amp = None,
     compile_: Compile = None,
     kernels: Annotated[
-        str | None,
-        typer.Option(help="auto (measured), triton, llvm, inductor or eager.", rich_help_panel=MACHINE),
+        str | None, typer.Option(help="auto (measured), triton, llvm, inductor or eager.")
     ] = None,
     convs: Annotated[
-        str | None,
-        typer.Option(
-            help="3x3 convolutions: auto (measured), direct or winograd (a CPU).", rich_help_panel=MACHINE
-        ),
+        str | None, typer.Option(help="3x3 convolutions: auto (measured), direct or winograd (a CPU).")
     ] = None,
-    graphs: Annotated[
-        str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.", rich_help_panel=MACHINE)
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=MACHINE)] = None,
+    graphs: Annotated[str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.")] = None,
+    threads: Threads = None,
     sync_bn: Annotated[
         bool | None,
         typer.Option(
             "--sync-bn/--no-sync-bn",
             help="Over several ranks: normalise by the whole batch [default], or each rank by its share.",
-            rich_help_panel=MACHINE,
         ),
     ] = None,
     deterministic: Annotated[
-        bool | None,
-        typer.Option("--deterministic", help="Same bits on every run of a GPU too.", rich_help_panel=MACHINE),
+        bool | None, typer.Option("--deterministic", help="Same bits on every run of a GPU too.")
     ] = None,
 ) -> None:
     """Train a network; without arguments, one that suits this machine (minutes on two CPU cores)."""

@@ -39,6 +39,19 @@ def assigned(assignments: Iterable[str] | None, given: Mapping[str, Any]) -> dic
     return values
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """Return names with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
+def listed_archs(option: str, text: str) -> tuple[str, ...]:
+    """Return the archs that ``option`` names, with commas between them; raises UserError where it names none."""
+    names = listed(text)
+    if not names:
+        raise UserError(f"{option} names no network; give one or more, as in {option} resnet8")
+    return names
+
+
 @contextmanager
 def named_as_typed(given: Iterable[str]) -> Iterator[None]:
     """Name the option in a :class:`RefusedValue` of one of the keys ``given``, which were typed as options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fastresnet.report.diagram import network_diagram
 from fastresnet.report.printed import setting_note
 from fastresnet.report.records import RunRecord, read_run
 from fastresnet.report.writing import Written, render, write_page
+from fastresnet.words import counted
 
 MOST_RUNS = 10  # as many as there are colours
 
@@ -39,7 +40,7 @@ class RunPart:
         joined: which epochs of the curves are of the runs it came from; may be empty.
         predictions, augmentation: None where the data set could not be read.
         pngs: of the tables that are figures too, by file name without suffix.
-        notices: what is missing, and why.
+        notices: what is missing, and why; in words that hold of several runs too.
     """
 
     record: RunRecord
@@ -53,6 +54,19 @@ class RunPart:
     augmentation: AugmentationGrid | None = None
     pngs: dict[str, bytes] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def callouts(self) -> list[str]:
+        """What a reader must know before any figure."""
+        record, found = self.record, []
+        if record.dataset["is_builtin"]:
+            name = record.dataset["name"]
+            found += [
+                f"every figure is on {name}, the built-in set of drawn images: none speaks of photographs"
+            ]
+        if not record.finished:
+            found += [f"not complete: {len(record.rows)} of {counted(record.recipe.epochs, 'epoch')} done"]
+        return found + self.notices
 
     @property
     def tables(self) -> Any:
@@ -114,12 +128,22 @@ def write_report(
         single=single,
         records=records,
         comparison=comparison,
+        callouts=_with_runs((part.record.id, text) for part in parts for text in part.callouts),
     )
     folder = (
         Path(out) if out else records[0].path / "report" if single else runs_dir / "reports" / "-".join(names)
     )
-    notices = [f"run {part.record.id}: {notice}" for part in parts for notice in part.notices]
+    lacking = _with_runs((part.record.id, notice) for part in parts for notice in part.notices)
+    notices = [f"run{'s' * (',' in ids)} {ids}: {notice}" for notice, ids in lacking]
     return write_page(folder, html, figures, notices)
+
+
+def _with_runs(said: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return each text once, and the ids of the runs of which it was said, with commas between them."""
+    runs: dict[str, list[str]] = {}
+    for run, text in said:
+        runs.setdefault(text, []).append(run)
+    return [(text, ", ".join(ids)) for text, ids in runs.items()]
 
 
 def _title(record: RunRecord) -> str:

@@ -185,7 +185,7 @@ def _ancestors(
                 raise UserError("it was continued from itself")
             known, content = _progress(folder), folder.read_config()
         except UserError as error:
-            notices = (f"the run {name}, which this one was continued from, is not shown: {error}",)
+            notices = (f"continued from the run {name}, which is not shown: {error}",)
             break
         seen.add(folder.name)
         rows = known["rows"]

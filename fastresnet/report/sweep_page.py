@@ -119,4 +119,5 @@ def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
         columns=tuple(headings[place] for place in kept),
         rows=tuple(tuple(line[place] for place in kept) for line in lines),
         numeric=frozenset(i for i, place in enumerate(kept) if 0 <= place - len(columns) < len(numbers)),
+        prose=frozenset(i for i, place in enumerate(kept) if headings[place] == "remark"),
     )

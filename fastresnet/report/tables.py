@@ -32,6 +32,7 @@ class Table:
         columns: headings.
         rows: as long as ``columns``.
         numeric: the columns, from 0, that are set flush right.
+        prose: the columns, from 0, that hold sentences.
         footer: a last row of totals; empty for none.
     """
 
@@ -39,6 +40,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     numeric: frozenset[int] = frozenset()
+    prose: frozenset[int] = frozenset()
     footer: tuple[Value, ...] = ()
 
 
