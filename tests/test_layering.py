@@ -260,3 +260,24 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
     *shown, loaded = done.stdout.rstrip().splitlines()
     assert any("train" in line for line in shown)
     assert SLOW_TO_IMPORT.intersection(json.loads(loaded)) == set()
+
+
+def test_a_machine_that_is_prepared_has_loaded_no_compiler_unless_its_bits_are_to_be_the_same() -> None:
+    program = """
+import sys
+import torch
+from fastresnet.engine.machine import prepare
+from fastresnet.run import RunConfig
+
+def prepared(deterministic):
+    prepare(RunConfig(device="cpu", threads=1, deterministic=deterministic), torch.device("cpu"))
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+prepared(False)
+assert not {"torch._dynamo", "torch._inductor"} & sys.modules.keys()
+for deterministic in (True, False):  # as one run after another in a process
+    prepared(deterministic)
+    assert torch._inductor.config.deterministic == deterministic
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
