@@ -131,8 +131,7 @@ def prepare(config: RunConfig, device: torch.device) -> None:
         keep_freed_memory()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Only where it changes something, since it imports torch's compiler: two seconds of CPU. Of torch's modes, 2 is an
-    # error and 0 nothing.
+    # Only where it changes something, since it imports torch's compiler. Of torch's modes, 2 is an error and 0 nothing.
     if torch.get_deterministic_debug_mode() != (2 if config.deterministic else 0):
         torch.use_deterministic_algorithms(config.deterministic)
     # Else every empty tensor is written once more.
