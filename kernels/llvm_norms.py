@@ -21,9 +21,7 @@ LINE = 16  # channels, of as many pixels as it takes, that the code does at once
 WORTH_A_CALL = 1 << 16  # elements: with fewer, calling an op of ours takes longer than it saves
 PART_ELEMENTS = 1 << 15  # that a thread takes at a time
 MAX_PARTS = 64  # whose sums are to be added up
-STREAMED_BYTES = (
-    1 << 23
-)  # of rows, from which on they are written past the caches, which would read them first
+STREAMED_BYTES = 1 << 23  # of rows that are written past the caches, which would read them first
 _STATISTICS = Fusion("identity", "none")
 
 

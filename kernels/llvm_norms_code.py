@@ -21,8 +21,7 @@ from fastresnet.kernels.vector_code import TeamFunction, compiled
 # Of channels, float32 [WIDTH] each; R_: of the residual's norm; MEAN_G, (R_)MEAN_GX: what is taken off the gradient.
 CHANNELS = ("MEAN", "SCALE", "BIAS", "R_MEAN", "R_SCALE", "R_BIAS", "MEAN_G", "MEAN_GX", "R_MEAN_GX")
 # X, RESIDUAL, DY, Y: rows that are read, but for the Y of `apply`. DX, DRESIDUAL: written. SUMS: float64
-# [PARTS, num_sums, WIDTH], BLOCK_SUMS: float32 of that shape; zeros at first. WIDTH is a
-# multiple of LINE.
+# [PARTS, num_sums, WIDTH], BLOCK_SUMS: float32 of that shape; zeros at first. WIDTH is a multiple of LINE.
 WORDS = (
     *(*TEAM_WORDS, "ROWS", "WIDTH", "PARTS", "PART_ROWS"),
     *("X", "RESIDUAL", "DY", "Y", "DX", "DRESIDUAL", *CHANNELS, "SUMS", "BLOCK_SUMS"),
