@@ -179,4 +179,5 @@ def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:
         what=f"loader {loaders.backend}{workers}, amp {chosen.config.amp}, {told}, channels-last",
         device=chosen.device,
         options=found.options,
+        reasons=found.reasons,
     )

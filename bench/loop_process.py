@@ -27,6 +27,7 @@ class Loop:
         what: the loop in words.
         device: where it trains.
         options: what was found to be fastest, by option; empty where nothing was looked for.
+        reasons: why, in a few words, by option.
     """
 
     steps: Iterator[int]
@@ -34,6 +35,7 @@ class Loop:
     what: str
     device: torch.device
     options: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 class LoopProcess:
@@ -57,7 +59,9 @@ class LoopProcess:
         theirs.close()
 
     def await_ready(self) -> dict[str, Any]:
-        """Return ``what`` the loop is, its ``options`` and its ``start_s``: making it, compiling and warming up.
+        """Return ``what`` the loop is, its ``options`` and their ``reasons``.
+
+        And its ``start_s``: making it, compiling and warming up.
 
         Raises:
             UserError: it cannot be had here, or its process died.
@@ -109,7 +113,12 @@ def _serve(pipe: Connection, make: Callable[..., Loop], arguments: tuple[Any, ..
         for steps in (loop.steps, loop.steps_alone):
             _time_steps(steps, WARM_STEPS, loop.device)
         start_s = time.perf_counter() - start
-        pipe.send(("done", {"what": loop.what, "options": loop.options, "start_s": start_s}))
+        pipe.send(
+            (
+                "done",
+                {"what": loop.what, "options": loop.options, "reasons": loop.reasons, "start_s": start_s},
+            )
+        )
         while True:
             steps, alone = pipe.recv()
             speed = _time_steps(loop.steps_alone if alone else loop.steps, steps, loop.device)

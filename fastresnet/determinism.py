@@ -21,6 +21,7 @@ from fastresnet.engine.checkpoint import load_last
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
+from fastresnet.kernels.team import team_obstacle
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.protocol import Loader
 from fastresnet.loaders.registry import backend_names, open_loader
@@ -96,9 +97,14 @@ def examine_determinism(
         say("one seed, trained twice")
         yield runs.same("same seed twice", not on_gpu)
         say("a run that is stopped and resumed")
-        yield runs.resumed("resumed against straight", not on_gpu, deterministic=False)
+        yield runs.resumed("resumed against straight", not on_gpu)
         if on_gpu:
             yield runs.resumed("resumed against straight, --deterministic", True, deterministic=True)
+        elif team_obstacle() is None:
+            say("the same, with code generated for this processor")
+            yield runs.resumed(
+                "resumed against straight, generated code", True, kernels="llvm", convs="winograd"
+            )
         dataset = open_dataset(str(data))
         for backend in backend_names():
             if backend != REFERENCE:
@@ -173,25 +179,27 @@ class _Runs:
             self._states[name] = _tensors(load_last(run)[0]["state"])
         return self._states[name]
 
-    def _straight(self, deterministic: bool) -> dict[str, torch.Tensor]:
-        return self._trained(f"straight-{deterministic}", deterministic=deterministic)
+    def _straight(self, deterministic: bool, **way: str) -> dict[str, torch.Tensor]:
+        name = "-".join(("straight", str(deterministic), *way.values()))
+        return self._trained(name, deterministic=deterministic, **way)
 
     def same(self, what: str, promised: bool, deterministic: bool = False) -> Verdict:
         """Train with one seed a second time."""
         again = self._trained(f"again-{deterministic}", deterministic=deterministic)
         return _verdict(what, promised, self._straight(deterministic), again)
 
-    def resumed(self, what: str, promised: bool, deterministic: bool) -> Verdict:
-        """Stop a run in the middle of an epoch, as a kill does, and resume it."""
-        run = self._folder / f"resumed-{deterministic}" / "run"
-        config = self._config(deterministic=deterministic, save_every_s=1e-6)
+    def resumed(self, what: str, promised: bool, deterministic: bool = False, **way: str) -> Verdict:
+        """Stop a run in the middle of an epoch, as a kill does, and resume it; ``way``: how steps are done."""
+        run = self._folder / "-".join(("resumed", str(deterministic), *way.values())) / "run"
+        config = self._config(deterministic=deterministic, save_every_s=1e-6, **way)
         try:
             train(
                 self.recipe, config, runs_dir=run.parent, run_name=run.name, listener=_StopAfter(STOP_AFTER)
             )
         except _Stop:
             resume(str(run))
-        return _verdict(what, promised, self._straight(deterministic), _tensors(load_last(run)[0]["state"]))
+        straight = self._straight(deterministic, **way)
+        return _verdict(what, promised, straight, _tensors(load_last(run)[0]["state"]))
 
     def compiled(self, what: str, device: torch.device) -> Verdict:
         """Train with every step compiled."""

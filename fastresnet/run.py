@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,7 +64,8 @@ class RunConfig(BaseModel):
         sync_bn: over several ranks, normalise by the statistics of the whole batch, as one process does;
             otherwise each rank by those of its share. A process by itself does the same either way.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
-        deterministic: refuse CUDA operations whose result depends on timing.
+        deterministic: no clock chooses how steps are done, and CUDA operations whose result depends on timing are
+            refused: the same bits on every run.
         save_every_s: seconds between checkpoints.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
     """
@@ -193,6 +195,29 @@ def cpu_model() -> str:
 
 
 @cache
+def cpu_instructions() -> str:
+    """Return the processor's vector instructions, by which code is chosen and generated: its name does not tell."""
+    vectors = ("avx", "fma", "f16c", "amx", "asimd", "sve", "sme", "bf16")
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return " ".join(
+                    sorted(flag for flag in line.split(":", 1)[1].split() if flag.startswith(vectors))
+                )
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    """Return an installed package's version."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
 def git_sha() -> str | None:
     """Return the commit of the source tree this package runs from, ``-dirty`` if altered; None if not in git."""
     folder = Path(__file__).resolve().parent
@@ -229,6 +254,8 @@ def file_change(record: dict[str, str]) -> str | None:
 # What must match for a resumed run to give the same bits (contract 3).
 MACHINE_KEYS = (
     "cpu",
+    "instructions",
+    "llvmlite",
     "python",
     "fastresnet",
     "torch",
@@ -251,9 +278,11 @@ def environment(device_name: str, threads: int, world_size: int = 1) -> dict[str
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "llvmlite": _version("llvmlite"),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "device_name": device_name,
         "cpu": cpu_model(),
+        "instructions": cpu_instructions(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "threads": threads,
         "world_size": world_size,
@@ -263,7 +292,8 @@ def environment(device_name: str, threads: int, world_size: int = 1) -> dict[str
 
 def machine_difference(recorded: dict[str, Any], here: dict[str, Any]) -> str | None:
     """Return the first difference that may change a resumed run's bits, in words; None if there is none."""
-    recorded = {"world_size": 1, **recorded}
+    unrecorded = {key: here.get(key) for key in ("instructions", "llvmlite")}  # by earlier versions
+    recorded = {"world_size": 1, **unrecorded, **recorded}
     for key in MACHINE_KEYS:
         if recorded.get(key) != here.get(key):
             name = "the number of ranks" if key == "world_size" else key

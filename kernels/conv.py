@@ -31,7 +31,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.convs == "direct" or torch.compiler.is_exporting():
             return super().forward(x)
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
             x = x.to(torch.get_autocast_dtype("cpu"))
         if not takes(x, self.weight):
             return super().forward(x)

@@ -129,7 +129,8 @@ def choose_kernels(
         return _as_asked(wanted, device, compiled)
     obstacle = triton_obstacle(device)
     if obstacle is not None:
-        return Choice(kernels=plain, reason=obstacle)
+        by_compiler = compiled and device.type == "cpu"
+        return Choice(kernels=plain, reason="torch.compile fuses the norms" if by_compiler else obstacle)
     if device.type != "cuda":
         return Choice(kernels=plain, reason="Triton's interpreter is for tests")
     if synced:

@@ -59,9 +59,12 @@ class _Call:
         self.pixel_bytes = PIXEL_BYTES[x.dtype]
         self.num_parts = max(1, min(MAX_PARTS, x.numel() // PART_ELEMENTS))
         self.tensors = {"X": _channels_last(x)}
+        # Machine code reads and writes by addresses alone.
         for name, tensor in tensors.items():
+            assert tensor.shape == x.shape and tensor.dtype == x.dtype and tensor.device == x.device
             self.tensors[name] = _channels_last(tensor)
         for name, values in channels.items():
+            assert values.shape == x.shape[1:2] and values.device == x.device
             values = values.detach().float()
             self.tensors[name] = values.repeat(self.fold) if self.fold > 1 else values.contiguous()
         self.sizes = {
@@ -76,9 +79,8 @@ class _Call:
         from fastresnet.kernels.vector_code import host_lanes
 
         words = self.sizes | {word: tensor.data_ptr() for word, tensor in self.tensors.items()}
-        team = min(self.num_parts, torch.get_num_threads())
         streamed = self.tensors["X"].nbytes >= STREAMED_BYTES
-        run_team(code(name, fusion, self.pixel_bytes, host_lanes(), streamed), WORDS, words, team)
+        run_team(code(name, fusion, self.pixel_bytes, host_lanes(), streamed), WORDS, words)
 
     def summed(self, name: str, fusion: Fusion) -> torch.Tensor:
         """Return a pass's sums, float64 [2, C]; [3, C] backward of a residual with a norm."""

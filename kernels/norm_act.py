@@ -109,6 +109,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def _tuning(self, x: torch.Tensor, residual: torch.Tensor | None) -> int | None:
         """Return what the kernels are to be launched with, None where they do not take these tensors."""
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            return None  # PyTorch's own says what is wrong
         if self.kernels == "llvm":
             if not takes(x, self.activation):
                 return None

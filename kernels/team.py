@@ -28,21 +28,20 @@ def team_obstacle() -> str | None:
     except ImportError:
         return "llvmlite is not installed"
     if _openmp() is None:
-        return "this PyTorch has another OpenMP runtime than GNU's"
+        return "this PyTorch's OpenMP runtime has not GNU's interface"
     return None
 
 
-def run_team(code: int, names: Sequence[str], values: dict[str, int], team: int | None = None) -> None:
+def run_team(code: int, names: Sequence[str], values: dict[str, int]) -> None:
     """Have torch's threads, this one among them, run the code at an address.
 
     Args:
         code: a function of the address of a call's words, int64.
         names: of the words, TEAM_WORDS among them.
         values: of the others; those not named are 0.
-        team: threads; torch's number if None.
     """
     counters = np.zeros(2, np.int64)
-    team = torch.get_num_threads() if team is None else team
+    team = torch.get_num_threads()  # the runtime ends the threads that a smaller team would leave over
     values = values | {"TEAM": team, "THREAD": counters.ctypes.data, "NEXT": counters.ctypes.data + 8}
     words = np.zeros(len(names), np.int64)
     for name, value in values.items():
@@ -56,7 +55,9 @@ def run_team(code: int, names: Sequence[str], values: dict[str, int], team: int 
 
 @cache
 def _openmp() -> Any:
-    """Return torch's OpenMP runtime; None where it is not GNU's, of which this file knows how to call it."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
-        return ctypes.CDLL(str(path))
+    """Return torch's library, through which its OpenMP runtime is found; None where that has not GNU's interface."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        library = ctypes.CDLL(str(path))
+        if hasattr(library, "GOMP_parallel"):
+            return library
     return None

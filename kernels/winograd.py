@@ -5,7 +5,7 @@ outputs, where these take 36. The arithmetic is float32 whatever the images are,
 a direct convolution's, about 1e-5 of the greatest output. (At stride 2 the same idea saves 1.8 times the products,
 which its transforms eat up.)
 
-The work is done on torch's own threads. Bits depend on the inputs and their number alone.
+The work is done on torch's own threads. Bits depend on the inputs and the number of threads alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     outputs, inputs, *sides = weight.shape
     return (
         x.device.type == "cpu"
+        and x.dim() == 4
+        and x.shape[1] == inputs  # else PyTorch's own says what is wrong
         and x.dtype in PIXEL_BYTES
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
@@ -44,6 +46,7 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def winograd_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return [B, O, H, W] of ``x``'s dtype, channels-last; see :func:`takes`."""
     outputs, inputs = weight.shape[:2]
+    _check(x, inputs, weight)
     taps = weight.permute(2, 3, 1, 0).contiguous()
     return _convolved(x, outputs, {"X": taps.data_ptr(), "CHANNEL": outputs, "TAP": inputs * outputs})
 
@@ -51,6 +54,7 @@ def winograd_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("fastresnet::winograd_conv_input", mutates_args=(), device_types="cpu")
 def winograd_conv_input(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the gradient of :func:`winograd_conv`'s ``x``: the convolution with the filters turned round."""
+    _check(dy, weight.shape[0], weight)
     inputs, filters = weight.shape[1], _channels_last(weight)
     last = filters.data_ptr() + filters.element_size() * inputs * (TAPS**2 - 1)
     return _convolved(dy, inputs, {"X": last, "CHANNEL": inputs * TAPS**2, "TAP": -inputs})
@@ -61,10 +65,14 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the gradient of :func:`winograd_conv`'s ``weight``, float32 [O, C, 3, 3] channels-last."""
     from fastresnet.kernels.winograd_code import GRADIENT_TILES, WORDS, gradient_code, host_target, taps_code
 
-    target, x, dy = host_target(), _channels_last(x), _channels_last(dy)
     inputs, outputs = x.shape[1], dy.shape[1]
-    gradient = torch.zeros(torch.get_num_threads(), POINTS**2, outputs, inputs)
-    _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], target), x, dy, gradient, GRADIENT_TILES)
+    _check(x, inputs)
+    _check(dy, outputs)
+    assert x.dtype == dy.dtype and x.shape[0] == dy.shape[0] and x.shape[2:] == dy.shape[2:]
+    target, x, dy = host_target(), _channels_last(x), _channels_last(dy)
+    parts = min(torch.get_num_threads(), _num_blocks(dy, GRADIENT_TILES))
+    gradient = torch.zeros(parts, POINTS**2, outputs, inputs)
+    _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], target), x, dy, gradient, GRADIENT_TILES, parts)
     taps = gradient.new_empty(outputs, TAPS, TAPS, inputs).permute(0, 3, 1, 2)
     run_team(
         taps_code(target),
@@ -75,6 +83,7 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             "C": inputs,
             "O": outputs,
             "NUM_BLOCKS": outputs,
+            "PARTS": parts,
         },
     )
     return taps
@@ -108,6 +117,17 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Te
 torch.library.register_autograd("fastresnet::winograd_conv", _backward, setup_context=_save)
 
 
+def _check(images: torch.Tensor, channels: int, weight: torch.Tensor | None = None) -> None:
+    """Assert what machine code takes for granted, which reads and writes by addresses alone."""
+    assert images.dim() == 4 and images.device.type == "cpu" and images.dtype in PIXEL_BYTES
+    assert images.shape[1] == channels and channels % COLUMNS == 0
+    if weight is not None:
+        assert weight.device.type == "cpu" and weight.dtype == torch.float32
+        assert (
+            weight.shape[2:] == (TAPS, TAPS) and weight.shape[0] % COLUMNS == weight.shape[1] % COLUMNS == 0
+        )
+
+
 def _channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -130,14 +150,20 @@ def _convolved(x: torch.Tensor, outputs: int, filters: dict[str, int]) -> torch.
     return y
 
 
-def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tensor, block_tiles: int) -> None:
-    """Run code over the tiles of ``y``, ``block_tiles`` at a time."""
+def _num_blocks(y: torch.Tensor, block_tiles: int) -> int:
+    num, _, height, width = y.shape
+    return -(-num * -(-height // TILE) * -(-width // TILE) // block_tiles)
+
+
+def _over_tiles(
+    code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tensor, block_tiles: int, parts: int = 0
+) -> None:
+    """Run code over the tiles of ``y``, ``block_tiles`` at a time; ``parts``: those with sums of their own."""
     from fastresnet.kernels.winograd_code import PLANE_GAP, WORDS
 
     num, outputs, height, width = y.shape
     channels = x.shape[1] + outputs
     down, across = -(-height // TILE), -(-width // TILE)
-    num_tiles = num * down * across
     num_values = POINTS**2 * (block_tiles * channels + 2 * PLANE_GAP)
     planes = torch.empty(torch.get_num_threads() * num_values)
     nothing, nowhere = torch.zeros(channels), torch.empty(channels)
@@ -152,7 +178,8 @@ def _over_tiles(code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tens
             "HEIGHT": height,
             "WIDTH": width,
         }
-        | {"NUM_TILES": num_tiles, "DOWN": down, "ACROSS": across, "NUM_BLOCKS": -(-num_tiles // block_tiles)}
+        | {"NUM_TILES": down * across * num, "DOWN": down, "ACROSS": across}
+        | {"NUM_BLOCKS": _num_blocks(y, block_tiles), "PARTS": parts}
         | {"FILTERS": filters.data_ptr(), "PLANES": planes.data_ptr(), "PLANE_BYTES": 4 * num_values}
         | {"NOTHING": nothing.data_ptr(), "NOWHERE": nowhere.data_ptr()},
     )

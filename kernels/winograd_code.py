@@ -19,11 +19,12 @@ from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, INPUTS, OUTPUTS, 
 
 # X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
 # PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
-# read in place of what lies outside an image; NOWHERE: where to write such. CHANNEL, TAP: how filters lie.
+# read in place of what lies outside an image; NOWHERE: where to write such. CHANNEL, TAP: how filters lie. PARTS: of
+# the blocks, each with sums of its own.
 WORDS = (
     *TEAM_WORDS,
     *("X", "Y", "HEIGHT", "WIDTH", "C", "O", "FILTERS", "PLANES", "PLANE_BYTES"),
-    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "CHANNEL", "TAP"),
+    *("NUM_TILES", "DOWN", "ACROSS", "NUM_BLOCKS", "NOTHING", "NOWHERE", "CHANNEL", "TAP", "PARTS"),
 )
 BLOCK_TILES = 24  # whose transforms a core's own cache holds
 GRADIENT_TILES = 32
@@ -187,7 +188,7 @@ def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
 
 
 def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None:
-    """Add the transformed filters' gradient to FILTERS [TEAM, 36, O, C], from X and the gradient Y of its output."""
+    """Add the transformed filters' gradient to FILTERS [PARTS, 36, O, C], from X and the gradient Y of its output."""
     product = _product(module, target, transposed=True)
     write = _Call(module, target, pixel_bytes)
     zero, tiles = write.number(0), write.number(GRADIENT_TILES)
@@ -195,11 +196,11 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
     matrix = write.times(write["C"], write["O"])
     # Each part of the blocks has sums of its own, so that they are the same whoever adds them up; and all parts are
     # done where the system gives fewer threads than were asked for.
-    with write.taking("TEAM") as part:
+    with write.taking("PARTS") as part:
         own = write.place(write["FILTERS"], write.times(part, matrix, POINTS**2))
-        start = write.at.sdiv(write.times(write["NUM_BLOCKS"], part), write["TEAM"])
+        start = write.at.sdiv(write.times(write["NUM_BLOCKS"], part), write["PARTS"])
         end = write.times(write["NUM_BLOCKS"], write.add(part, write.number(1)))
-        with write.counting(start, write.at.sdiv(end, write["TEAM"])) as block:
+        with write.counting(start, write.at.sdiv(end, write["PARTS"])) as block:
             first = write.times(block, GRADIENT_TILES)
             with write.counting(zero, tiles) as tile:
                 number = write.add(first, tile)
@@ -220,7 +221,7 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
 
 
 def _write_taps(module: ir.Module, target: Target) -> None:
-    """Write Y, the filters' gradient [O, 3, 3, C], from FILTERS [TEAM, 36, O, C]; a block is an output channel."""
+    """Write Y, the filters' gradient [O, 3, 3, C], from FILTERS [PARTS, 36, O, C]; a block is an output channel."""
     write = _Call(module, target, 4)
     matrix = write.times(write["O"], write["C"])
     with write.taking("NUM_BLOCKS") as output:
@@ -230,7 +231,7 @@ def _write_taps(module: ir.Module, target: Target) -> None:
             sums = [write.local(write.vector) for _ in range(POINTS**2)]
             for total in sums:
                 write.at.store(ir.Constant(write.vector, [0.0] * target.lanes), total)
-            with write.counting(write.number(0), write["TEAM"]) as part:
+            with write.counting(write.number(0), write["PARTS"]) as part:
                 of_part = write.place(own, write.times(part, matrix, POINTS**2))
                 for point, total in enumerate(sums):
                     value = write.load(write.place(of_part, write.times(matrix, point)))

@@ -17,6 +17,7 @@ from fastresnet import determinism
 from fastresnet.assembly import choose_machine
 from fastresnet.cli import doctor
 from fastresnet.determinism import Verdict, _tensors, _verdict, examine_determinism
+from fastresnet.kernels.team import team_obstacle
 from fastresnet.run import RunConfig
 
 STATE = {
@@ -29,11 +30,12 @@ STATE = {
 
 
 def test_runs_of_one_seed_and_resumed_ones_are_the_same_here(cache: Path) -> None:
-    """The first two verdicts on a CPU: the promises that a run's record rests on."""
+    """The first verdicts on a CPU: the promises that a run's record rests on."""
     before = torch.get_num_threads()
-    first = list(itertools.islice(examine_determinism("cpu"), 2))
+    first = list(itertools.islice(examine_determinism("cpu"), 3))
     torch.set_num_threads(before)
-    assert [(verdict.promised, verdict.held) for verdict in first] == [(True, "exact")] * 2, first
+    assert [(verdict.promised, verdict.held) for verdict in first] == [(True, "exact")] * 3, first
+    assert ("generated code" in first[2].what) == (team_obstacle() is None)
     assert os.environ["FASTRESNET_CACHE"] == str(cache) and not cache.exists()
 
 

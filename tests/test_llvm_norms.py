@@ -394,6 +394,13 @@ def test_where_it_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_image_of_other_channels_is_pytorchs_error_and_never_read_past() -> None:
+    norm = BatchNormAct2d(16, kernels="llvm")
+    for mode in (norm.train(), norm.eval()):
+        with pytest.raises(RuntimeError, match="running_mean should contain 32 elements not 16"):
+            mode(torch.zeros(8, 32, 16, 16).contiguous(memory_format=torch.channels_last))
+
+
 def test_code_is_generated_once_a_process() -> None:
     problem = make_problem((3, 16, 6, 6))
     fused(problem, "relu", LLVM)

@@ -29,6 +29,7 @@ from fastresnet.engine.fit import Interrupted
 from fastresnet.errors import UserError
 from fastresnet.kernels import dispatch
 from fastresnet.resnet import build_model
+from fastresnet.run import environment, machine_difference
 from fastresnet.training import MachineDiffers, resume, train
 
 
@@ -98,6 +99,17 @@ def test_another_machine_is_one_line_and_needs_leave(
     result = resume(run.name, runs_dir=runs, allow_different_machine=True)
     assert result.config.device == "cpu" and result.config.amp in ("bf16", "off")
     assert result.config.loader == "numba" and len(result.epochs) == 3
+
+
+def test_a_processor_of_the_same_name_with_other_instructions_is_another_machine() -> None:
+    here = environment("cpu", 1)
+    assert here["instructions"] and here["llvmlite"]
+    assert machine_difference(here, here) is None
+    found = machine_difference(here | {"instructions": "avx avx2 avx512_bf16"}, here)
+    assert found is not None and found.startswith("instructions was 'avx avx2 avx512_bf16' and is '")
+    assert "llvmlite was '0.1'" in str(machine_difference(here | {"llvmlite": "0.1"}, here))
+    earlier = {key: value for key, value in here.items() if key not in ("instructions", "llvmlite")}
+    assert machine_difference(earlier, here) is None, "which earlier versions did not record"
 
 
 @pytest.mark.parametrize(

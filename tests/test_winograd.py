@@ -265,10 +265,52 @@ def test_the_faster_convolutions_are_taken(
     few = made_step.recipe.with_overrides({"epochs": 1})
     found = warm_up_step(made_step.step, few, chosen, made_step.data)
     assert found.way == Way() and found.reasons["convs"] == "the run is too short for measuring to pay"
+    monkeypatch.setattr(warmup, "WORTH_GENERATING_S", 0.0)
+    found = warm_up_step(made_step.step, few, chosen, made_step.data)
+    assert found.reasons["convs"] == "the run is too short for measuring to pay", "in steps"
     by_rule = replace(chosen, config=config.model_copy(update={"deterministic": True}))
     found = warm_up_step(made_step.step, made_step.recipe, by_rule, made_step.data)
     assert found.way == Way() and found.reasons["convs"] == "deterministic, so not measured"
     made_step.loaders.close()
+
+
+def test_an_image_of_other_channels_is_pytorchs_error_and_never_read_past() -> None:
+    conv = Conv3x3(16, 16)
+    conv.convs = "winograd"
+    with pytest.raises(RuntimeError, match="to have 16 channels, but got 32 channels"):
+        conv(torch.zeros(8, 32, 16, 16))
+    assert conv(torch.zeros(16, 16, 16)).shape == (16, 16, 16)
+    x, weight = torch.zeros(8, 32, 16, 16), torch.zeros(16, 16, 3, 3)
+    for call in (
+        lambda: torch.ops.fastresnet.winograd_conv(x, weight),
+        lambda: torch.ops.fastresnet.winograd_conv(x[:, :16], weight.bfloat16()),
+        lambda: torch.ops.fastresnet.winograd_conv_input(x, weight),
+        lambda: torch.ops.fastresnet.winograd_conv_weight(x.bfloat16(), x),
+        lambda: torch.ops.fastresnet.winograd_conv_weight(x[:, :24], x),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    conv = Conv3x3(16, 16).double()
+    conv.convs = "winograd"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conv(torch.zeros(8, 16, 16, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_parts_are_no_more_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of many cores keeps no sums that nothing is added to."""
+    asked: list[tuple[int, ...]] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, **kw: asked.append(size) or zeros(*size, **kw))
+    x = torch.ones(96, 16, 4, 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    found = winograd_conv_weight(x, x)
+    torch.set_num_threads(before)
+    assert (3, 36, 16, 16) in asked
+    assert torch.allclose(found, torch.nn.grad.conv2d_weight(x, (16, 16, 3, 3), x, padding=1), rtol=1e-4)
 
 
 def test_where_it_cannot_be_had_is_said() -> None:

@@ -31,7 +31,7 @@ def kernels(
     show: Show = None,
     insert: Insert = None,
 ) -> None:
-    """Measure the fused norms by shape against eager and Inductor; on a CPU, those two alone."""
+    """Measure the fused norms by shape against eager and Inductor: Triton's on a GPU, LLVM's on a CPU."""
     from fastresnet.arch import get_arch
     from fastresnet.bench.continued import earlier_record
     from fastresnet.bench.kernels import bench_kernels, cases_of

@@ -98,7 +98,8 @@ def train(
         ),
     ] = None,
     deterministic: Annotated[
-        bool | None, typer.Option("--deterministic", help="Same bits on every run of a GPU too.")
+        bool | None,
+        typer.Option("--deterministic", help="Same bits on every run: no clock chooses how steps are done."),
     ] = None,
 ) -> None:
     """Train a network; without arguments, one that suits this machine (minutes on two CPU cores)."""

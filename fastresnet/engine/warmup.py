@@ -26,7 +26,8 @@ SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
-WORTH_GENERATING_S = 20.0  # some seconds go into generating a CPU's code and measuring it
+# Some seconds go into generating a CPU's code, and about 25 steps into measuring it.
+WORTH_GENERATING_S, WORTH_GENERATING_STEPS = 20.0, 100
 PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
 NOT_MEASURED = "deterministic, so not measured"
 
@@ -97,6 +98,8 @@ class Search:
         Raises:
             UserError: a way was asked for that is not possible.
         """
+        self._refuse("convs", "winograd", self.convs_obstacle)
+        self._refuse("kernels", "llvm", self.norms_obstacle)
         way = self._graphed(self._compiled(self._normed(self._convolved())))
         plain = replace(way, kernels="eager" if way.compile == "off" else "inductor")
         if (
@@ -145,21 +148,25 @@ class Search:
             return way
         return self._generated(way, "kernels", "llvm", self.norms_obstacle)
 
+    def _refuse(self, option: str, generated: str, obstacle: str | None) -> None:
+        """Refuse code that was asked for and cannot be generated, before anything is measured."""
+        if getattr(self.config, option) == generated and obstacle is not None:
+            raise UserError(
+                f"--{option} {generated} is not possible here: {obstacle}; use auto or {PLAIN[option]}"
+            )
+
     def _generated(self, way: Way, option: str, generated: str, obstacle: str | None) -> Way:
         """Return ``way`` with an option decided that may be code generated for this CPU; ``obstacle``: why not."""
         wanted = self._wanted(option)
         self.reasons[option] = (
             "as asked" if getattr(self.config, option) != "auto" else obstacle or NOT_MEASURED
         )
-        if wanted == generated and obstacle is not None:
-            raise UserError(
-                f"--{option} {wanted} is not possible here: {obstacle}; use auto or {PLAIN[option]}"
-            )
         if wanted != "auto":
             return _changed(way, option, wanted)
         if obstacle is not None:
             return way
-        if self.num_steps * self._measure_taken(way) < WORTH_GENERATING_S:
+        long_enough = self.num_steps >= WORTH_GENERATING_STEPS
+        if not long_enough or self.num_steps * self._measure_taken(way) < WORTH_GENERATING_S:
             self.reasons[option] = "the run is too short for measuring to pay"
             return way
         return self._faster(way, _changed(way, option, generated), option)

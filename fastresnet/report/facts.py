@@ -200,7 +200,11 @@ def run_table(record: RunRecord) -> Table:
         ("seed", str(config.seed)),
         ("device", f"{env['device_name']}, {config.threads} thread{'s' * (config.threads != 1)}"),
         ("precision", {"off": "float32"}.get(config.amp, config.amp)),
-        ("loader, compile, kernels", f"{config.loader}, {config.compile}, {config.kernels}"),
+        ("loader", config.loader),
+        (
+            "compile, kernels, convs, graphs",
+            f"{config.compile}, {config.kernels}, {config.convs}, {config.graphs}",
+        ),
         ("versions", f"fastresnet {env['fastresnet']}, torch {env['torch']}, Python {env['python']}"),
     ]
     if env.get("git"):
