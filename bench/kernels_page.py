@@ -9,7 +9,7 @@ from typing import Any
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.record import write_record
 
-COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8"}
+COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8", "llvm": "#3b7dd8"}
 
 
 def write_page(record: dict[str, Any], path: Path) -> None:

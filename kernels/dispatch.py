@@ -1,4 +1,4 @@
-"""Which implementation a run's norms take: measured on whole blocks, once per machine, before anything compiles.
+"""Which implementation a run's norms take: on a GPU measured on whole blocks, once per machine and network.
 
 An op of ours is a barrier to Inductor's fusion, so nothing less than a block inside a compiled graph tells which is
 faster. The result is a constant of the run: it goes to its config, and into every :class:`BatchNormAct2d`.

@@ -85,10 +85,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         """Return [B, C, H, W] of ``x``'s dtype.
 
         Args:
-            x: float [B, C, H, W]. residual: of ``x``'s shape, added before the activation; it is left as it
-            was. residual_norm: the ``identity`` norm of the residual, applied to it first: its shortcut's
-            norm, fused with
-                this one.
+            x: float [B, C, H, W].
+            residual: of ``x``'s shape, added before the activation; it is left as it was.
+            residual_norm: the ``identity`` norm of the residual, a shortcut's, which is applied to it first.
         """
         tuning = self._tuning(x, residual)
         group = world_group() if self.sync and self.training else None
