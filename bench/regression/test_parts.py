@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from fastresnet.bench.regression.conftest import NUM_TRAIN, Timed
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.engine.checkpoint import write_checkpoint
 from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
-from fastresnet.engine.step import TrainStep
+from fastresnet.engine.step import TrainStep, Way
 from fastresnet.engine.warmup import random_batches
-from fastresnet.kernels.dispatch import triton_obstacle
+from fastresnet.kernels.dispatch import kernels_obstacle
+from fastresnet.kernels.team import team_obstacle
 from fastresnet.loaders.protocol import Batch, LoaderSpec
 from fastresnet.loaders.registry import open_loader
 from fastresnet.recipe import Recipe, load_recipe
@@ -37,6 +39,19 @@ def made_step(data: Data, recipe: Recipe, machine: Machine) -> TrainStep:
     step = build_step(recipe, machine, data, NUM_TRAIN // recipe.batch_size)
     step.augment.begin_epoch(0, 0, data.splits["train"].members, machine.device)
     return step
+
+
+def one_step(data: Data, recipe: Recipe, machine: Machine, way: Way) -> Callable[[], None]:
+    """Return what does the first step of a run over and over, in a way."""
+    step = made_step(data, recipe, machine)
+    step.take(way)
+    batch = random_batch(data, recipe, machine.device)
+
+    def one() -> None:
+        step(batch)
+        step.state.step = step.state.epoch_step = 0  # the schedule knows no step after the run's last
+
+    return one
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba", "resident", "ffcv", "dali"])
@@ -72,28 +87,33 @@ def test_augment(name: str, data: Data, machine: Machine, timed: Timed) -> None:
 
 @pytest.mark.parametrize("added", ["none", "plain", "norm"])
 def test_kernel(added: str, machine: Machine, timed: Timed) -> None:
-    """A fused norm, forward and backward, at resnet24's largest map."""
-    obstacle = triton_obstacle(machine.device)
+    """A fused norm, forward and backward, at resnet24's largest map: Triton's, or on a CPU LLVM's."""
+    kernels, batch_size = ("llvm", 32) if machine.device.type == "cpu" else ("triton", 512)
+    obstacle = kernels_obstacle(kernels, machine.device)
     if obstacle is not None:
         pytest.skip(obstacle)
     case = Case(
-        batch_size=512, channels=64, side=32, added=added, activation="relu", dtype=machine.amp_dtype  # type: ignore[arg-type]
+        batch_size=batch_size, channels=64, side=32, added=added, activation="relu", dtype=machine.amp_dtype  # type: ignore[arg-type]
     )  # fmt: skip
-    timed(Subject(case, "triton", machine.device).both)
+    timed(Subject(case, kernels, machine.device).both)
 
 
 @pytest.mark.parametrize("arch", ["resnet8", *NINE])
 def test_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
     """A training step on one batch that stays on the device: augment, forward, backward, update, EMA."""
-    recipe = recipe.with_overrides({"arch": arch})
-    step = made_step(data, recipe, machine)
-    batch = random_batch(data, recipe, machine.device)
+    timed(one_step(data, recipe.with_overrides({"arch": arch}), machine, Way()))
 
-    def one() -> None:
-        step(batch)
-        step.state.step = step.state.epoch_step = 0  # the schedule knows no step after the run's last
 
-    timed(one)
+@pytest.mark.parametrize("arch", ["resnet8", "resnet24"])
+def test_generated_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
+    """The same with the convolutions and norms that are generated for a CPU."""
+    if machine.device.type != "cpu":
+        pytest.skip("they are for CPUs")
+    obstacle = team_obstacle()
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    way = Way(kernels="llvm", convs="winograd")
+    timed(one_step(data, recipe.with_overrides({"arch": arch}), machine, way))
 
 
 def test_evaluate(data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
