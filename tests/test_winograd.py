@@ -274,6 +274,24 @@ def test_the_faster_convolutions_are_taken(
     made_step.loaders.close()
 
 
+def test_slow_steps_are_measured_few_times(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Way] = []
+
+    def timed(search: warmup.Search, *args: Any, **kwargs: Any) -> float:
+        steps.append(search.step.way)
+        return 2.5 if search.step.way.convs == "winograd" else 5.0
+
+    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    made_step = Made(data, {"arch": "n2-b1-c16", "epochs": 100}, Way())
+    config = made_step.chosen.config.model_copy(
+        update={"compile": "off", "kernels": "eager", "convs": "auto"}
+    )
+    chosen = replace(made_step.chosen, config=config)
+    assert warm_up_step(made_step.step, made_step.recipe, chosen, made_step.data).way.convs == "winograd"
+    assert len(steps) <= 16 and steps.count(Way()) <= 7, "twice that, minutes of a deep network, before"
+    made_step.loaders.close()
+
+
 def test_an_image_of_other_channels_is_pytorchs_error_and_never_read_past() -> None:
     conv = Conv3x3(16, 16)
     conv.convs = "winograd"

@@ -21,12 +21,15 @@ from fastresnet.run import RunConfig
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
-NUM_COMPARED = 5
+NUM_COMPARED, COMPARED_S = (
+    5,
+    10.0,
+)  # rounds in which two ways are compared, and about how long; 2 rounds at least
 SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
-# Some seconds go into generating a CPU's code, and about 25 steps into measuring it.
+# Some seconds go into generating a CPU's code, and up to 20 steps into measuring it.
 WORTH_GENERATING_S, WORTH_GENERATING_STEPS = 20.0, 100
 PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
 NOT_MEASURED = "deterministic, so not measured"
@@ -79,6 +82,8 @@ class Search:
         convs_obstacle: why no convolution can be Winograd's; None when some can.
         norms_obstacle: why no norm can be LLVM's; None when some can.
         choose_kernels: what ``kernels`` comes to.
+        reasons: found so far, by option.
+        seconds: of a step on whole images, measured so far.
     """
 
     step: TrainStep
@@ -91,6 +96,7 @@ class Search:
     norms_obstacle: str | None
     choose_kernels: ChooseKernels
     reasons: dict[str, str] = field(default_factory=dict)
+    seconds: dict[Way, float] = field(default_factory=dict)
 
     def find(self) -> WarmUp:
         """Run a few steps in each way that may be the fastest, and take it.
@@ -166,7 +172,7 @@ class Search:
         if obstacle is not None:
             return way
         long_enough = self.num_steps >= WORTH_GENERATING_STEPS
-        if not long_enough or self.num_steps * self._measure_taken(way) < WORTH_GENERATING_S:
+        if not long_enough or self.num_steps * self._step_s(way) < WORTH_GENERATING_S:
             self.reasons[option] = "the run is too short for measuring to pay"
             return way
         return self._faster(way, _changed(way, option, generated), option)
@@ -179,7 +185,7 @@ class Search:
         if self.config.compile == "auto" and self.config.kernels == "inductor":
             wanted, self.reasons["compile"] = "on", "as --kernels inductor asks"
         if wanted == "auto" or (self.step.device_type == "cuda" and self._measures("kernels")):
-            num_steps = WORTH_COMPILING_S[self.step.device_type] / self._measure_taken(plain)
+            num_steps = WORTH_COMPILING_S[self.step.device_type] / self._step_s(plain)
             worth = self.num_steps >= num_steps
         if wanted in ("on", "whole"):
             if missing is not None:
@@ -214,9 +220,9 @@ class Search:
 
     def _faster(self, first: Way, other: Way, option: str) -> Way:
         """Return ``other`` where its steps are faster than those of ``first`` by more than noise, else ``first``."""
-        self._measure(first)
+        first_s = self._step_s(first)
         try:
-            self._measure(other)
+            self.seconds[other] = self._measure(other)
         except Exception as error:
             if not self.step.ranks.is_alone:  # the others are in the midst of a step
                 raise UserError(
@@ -226,7 +232,8 @@ class Search:
             self.reasons[option] = f"{_named(other, option)} failed: {_cause(error)}"
             return first
         seconds: dict[Way, list[float]] = {first: [], other: []}
-        for _ in range(NUM_COMPARED):
+        rounds = int(COMPARED_S / (first_s + self.seconds[other]))
+        for _ in range(min(max(rounds, 2), NUM_COMPARED)):
             # In turn, so that what else the machine does slows both alike.
             for way, times in seconds.items():
                 self.step.take(way)
@@ -238,6 +245,12 @@ class Search:
             f"{medians[first] * 1e3:.3g} ms {_named(first, option)}"
         )
         return other if ratio < KEEP_RATIO else first
+
+    def _step_s(self, way: Way) -> float:
+        """Return the median seconds of a step in ``way`` on whole images, measured once."""
+        if way not in self.seconds:
+            self.seconds[way] = self._measure_taken(way)
+        return self.seconds[way]
 
     def _measure_taken(self, way: Way, size: int | None = None) -> float:
         """Return the median seconds of a step in a way that there is nothing to take in place of.
