@@ -241,8 +241,8 @@ class Search:
         medians = {way: statistics.median(times) for way, times in seconds.items()}
         ratio = statistics.median(o / f for f, o in zip(seconds[first], seconds[other], strict=True))
         self.reasons[option] = (
-            f"a step took {medians[other] * 1e3:.3g} ms {_named(other, option)}, "
-            f"{medians[first] * 1e3:.3g} ms {_named(first, option)}"
+            f"a step took {_in_ms(medians[other])} {_named(other, option)}, "
+            f"{_in_ms(medians[first])} {_named(first, option)}"
         )
         return other if ratio < KEEP_RATIO else first
 
@@ -344,6 +344,11 @@ def _named(way: Way, option: str) -> str:
     if option == "graphs":
         return "as a CUDA graph" if way.graphs else "launched"
     return {"off": "eager", "on": "compiled", "whole": "compiled whole"}[way.compile]
+
+
+def _in_ms(seconds: float) -> str:
+    ms = seconds * 1e3
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
 
 
 def _cause(error: Exception) -> str:
