@@ -34,9 +34,9 @@ endif
 train: $(STAMP) ## train (DATA and ARGS are passed on)
 	@.venv/bin/fastresnet train $${DATA:+--data "$$DATA"} $(ARGS)
 
-# A process a core, so one thread in each; files in the order that tests/conftest.py gives them.
+# A process a core, so one thread in each.
 test: $(STAMP) ## run the tests (ARGS is passed on, as in ARGS="-k order")
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 fuzz: $(STAMP) ## run the fuzzers with many examples (some minutes)
 	@FASTRESNET_FUZZ=2000 .venv/bin/python -m pytest $(wildcard tests/test_fuzz_*.py) $(ARGS)

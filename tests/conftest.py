@@ -31,29 +31,6 @@ settings.register_profile("fastresnet", deadline=None)
 settings.load_profile("fastresnet")
 
 
-LONGEST = tuple(
-    f"test_{name}.py"
-    for name in (
-        *(
-            "distributed",
-            "kill",
-            "loaders",
-            "recipe_runs",
-            "sweep_killed",
-            "bench_parallel",
-            "kernels",
-            "sync_norm",
-        ),
-        *("report_browser", "compiled", "postgres_sweep", "sources", "bench_loaders", "api_page", "session"),
-    )
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
-
-
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Call bytes by their parameter's name: a compressor may write the time, and all workers must collect the same."""
     return argname if isinstance(val, bytes) else None
