@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +78,24 @@ def test_no_rank_0_is_one_line(
     ):
         pass
     assert type(found.value) is kind and "\n" not in str(found.value)
+
+
+def test_rank_0_is_heard_that_says_at_the_last_moment_who_has_not_come(
+    store: distributed.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that was welcomed at once had waited as long as rank 0, and spoke of its own wait."""
+    arrive(monkeypatch, 1, 1)
+
+    def meet() -> None:
+        store.set(f"welcome/{store.get('hello/1').decode()}", "m")
+        time.sleep(1.3)  # the store's waits are of 1 s
+        store.set("m/failed", "rank 2 has not started within 1 s")
+
+    first = threading.Thread(target=meet)
+    first.start()
+    with pytest.raises(ToldElsewhere, match=r"^rank 2 has not started within 1 s$"), joined():
+        pass
+    first.join()
 
 
 @pytest.mark.parametrize("failed", ["", "rank 2 has not started within 300 s"])

@@ -95,6 +95,9 @@ class Session:
             job.set(f"hello/{rank}", own)
             meeting = job.get(f"welcome/{own}").decode()  # in MEETING_S at most, as the store was opened
             job.set(f"{meeting}/{rank}", "")
+            # Rank 0 may take as long as this rank may wait, and only then says who has not come.
+            own_wait: timedelta = job.timeout  # type: ignore[attr-defined] # torch's stubs lack it
+            job.wait([f"{meeting}/failed"], own_wait + timedelta(seconds=LEFT_S))
             failed = job.get(f"{meeting}/failed").decode()
             if failed:
                 raise ToldElsewhere(failed)
