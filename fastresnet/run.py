@@ -185,28 +185,24 @@ class RunContent(Recorded):
 @cache
 def cpu_model() -> str:
     """Return the processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 @cache
 def cpu_instructions() -> str:
     """Return the processor's vector instructions, by which code is chosen and generated: its name does not tell."""
     vectors = ("avx", "fma", "f16c", "amx", "asimd", "sve", "sme", "bf16")
+    flags = _cpuinfo("flags", "Features")
+    return " ".join(sorted(flag for flag in flags.split() if flag.startswith(vectors))) or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """Return what Linux says of the first processor under one of ``names``, "" where it says nothing."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return " ".join(
-                    sorted(flag for flag in line.split(":", 1)[1].split() if flag.startswith(vectors))
-                )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.machine()
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from fastresnet.kernels import bn_act, bn_act_backward
+from fastresnet.kernels import bn_act, bn_act_backward, reference
 from fastresnet.kernels.fusion import Fusion, Norm
 from fastresnet.kernels.geometry import (
     OnePass,
@@ -147,9 +147,7 @@ class Launcher:
         """Return (y, mean, var, bits) by the batch's own statistics; one pass where a slab stays on chip."""
         plan = plan_one_pass(num_rows(x), x.shape[1])
         if plan is None:
-            mean, var = self.statistics(x)
-            y, bits = self.apply(fusion, x, Norm(weight, bias, mean, var, eps), residual, None)
-            return y, mean, var, bits
+            return reference.forward(fusion, x, weight, bias, residual, eps, self)
         x, residual = _channels_last(x), _optional(residual)
         y, bits = torch.empty_like(x), _empty_bits(fusion, x)
         mean, var = _float32(x, x.shape[1]), _float32(x, x.shape[1])
@@ -173,10 +171,7 @@ class Launcher:
         """Return (dx, the plain residual's gradient or [0], the [2, C] sums) of :meth:`forward`."""
         plan = plan_one_pass(num_rows(x), x.shape[1])
         if plan is None:
-            totals, g = self.sums(fusion, dy, x, norm, bits, residual, None)
-            dy = g if fusion.added == "plain" else dy
-            dx, _ = self.input_gradient(fusion, dy, x, norm, totals, 1 / num_rows(x), None, None)
-            return dx, g, totals
+            return reference.backward(fusion, dy, x, norm, bits, residual, self)
         dy, x, residual = _channels_last(dy), _channels_last(x), _optional(residual)
         dx, totals = torch.empty_like(x), _float32(x, 2, x.shape[1])
         g = torch.empty_like(x) if fusion.added == "plain" else x.new_empty(0)

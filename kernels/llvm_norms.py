@@ -6,6 +6,8 @@ whose signs tell what the reference packs as bits. Results are the same to the b
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -158,33 +160,8 @@ def input_gradient(
     return dx, dresidual
 
 
-def forward(
-    fusion: Fusion,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (y, mean, var, no bits) of a norm by the batch's own statistics."""
-    mean, var = statistics(x)
-    y, bits = apply(fusion, x, Norm(weight, bias, mean, var, eps), residual, None)
-    return y, mean, var, bits
-
-
-def backward(
-    fusion: Fusion,
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    norm: Norm,
-    bits: torch.Tensor,
-    residual: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (dx, the plain residual's gradient or [0], the [2, C] sums) of :func:`forward`."""
-    totals, g = sums(fusion, dy, x, norm, bits, residual, None)
-    dy = g if fusion.added == "plain" else dy
-    dx, _ = input_gradient(fusion, dy, x, norm, totals, 1 / max(num_rows(x), 1), None, None)
-    return dx, g, totals
+forward = partial(reference.forward, passes=sys.modules[__name__])
+backward = partial(reference.backward, passes=sys.modules[__name__])
 
 
 def _fold(x: torch.Tensor) -> int:

@@ -20,6 +20,7 @@ from kernel_cases import (
 )
 from optional_parts import need
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastresnet.errors import UserError
 from fastresnet.kernels import ops
@@ -219,7 +220,7 @@ def test_compiled_whole(backend: str) -> None:
 def test_compiled_once() -> None:
     need("triton")
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     net = make_net("triton")
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     for _ in range(3):

@@ -21,10 +21,8 @@ from fastresnet.run import RunConfig
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
-NUM_COMPARED, COMPARED_S = (
-    5,
-    10.0,
-)  # rounds in which two ways are compared, and about how long; 2 rounds at least
+# Rounds in which two ways are compared, and about how long that may take; 2 rounds at least.
+NUM_COMPARED, COMPARED_S = 5, 10.0
 SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
