@@ -15,7 +15,7 @@ from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
-from fastresnet.engine.warmup import random_batches, warm_loaders
+from fastresnet.engine.rehearsal import random_batches, warm_loaders
 from fastresnet.kernels.conv import convs_obstacle
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS

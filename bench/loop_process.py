@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastresnet.engine.warmup import synchronise
+from fastresnet.engine.machine import synchronise
 from fastresnet.errors import UserError
 
 WARM_STEPS = 2

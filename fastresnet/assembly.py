@@ -17,7 +17,8 @@ from fastresnet.engine.evaluate import EVAL_BATCH
 from fastresnet.engine.exchange import Exchange
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
-from fastresnet.engine.step import TrainStep, Way
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
 from fastresnet.kernels.conv import check_convs

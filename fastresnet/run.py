@@ -192,8 +192,12 @@ def cpu_model() -> str:
 def cpu_instructions() -> str:
     """Return the processor's vector instructions, by which code is chosen and generated: its name does not tell."""
     vectors = ("avx", "fma", "f16c", "amx", "asimd", "sve", "sme", "bf16")
-    flags = _cpuinfo("flags", "Features")
-    return " ".join(sorted(flag for flag in flags.split() if flag.startswith(vectors))) or platform.machine()
+    return " ".join(sorted(flag for flag in cpu_flags() if flag.startswith(vectors))) or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Return the instruction sets that Linux lists for this CPU; empty elsewhere."""
+    return set(_cpuinfo("flags", "Features").split())
 
 
 def _cpuinfo(*names: str) -> str:

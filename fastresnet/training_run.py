@@ -21,8 +21,8 @@ from fastresnet.assembly import (
 from fastresnet.engine.checkpoint import load_saved, pack_checkpoint, save_state, unpack_checkpoint
 from fastresnet.engine.fit import CHECK_EVERY, Fit
 from fastresnet.engine.listener import Listener, RunInfo
+from fastresnet.engine.rehearsal import warm_loaders
 from fastresnet.engine.session import Session
-from fastresnet.engine.warmup import warm_loaders
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, check_writable
 from fastresnet.inference import Weights, load_weights

@@ -9,14 +9,9 @@ import torch
 from fastresnet.assembly import Data, Machine
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.evaluate import EVAL_BATCH
+from fastresnet.engine.rehearsal import random_batches
 from fastresnet.engine.step import TrainStep
-from fastresnet.engine.warmup import (
-    ChooseKernels,
-    Search,
-    WarmUp,
-    random_batches,
-    warm_up,
-)
+from fastresnet.engine.warmup import ChooseKernels, Search, WarmUp, warm_up
 from fastresnet.kernels.conv import convs_obstacle
 from fastresnet.kernels.dispatch import Choice, choose_kernels, norms_obstacle
 from fastresnet.loaders.cache import cache_folder

@@ -12,7 +12,7 @@ from fastresnet.assembly import build_step, choose_machine, open_data, open_load
 from fastresnet.engine.evaluate import evaluate
 from fastresnet.engine.graphs import Capture
 from fastresnet.engine.listener import Listener
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 from fastresnet.loaders.protocol import Batch
 
 

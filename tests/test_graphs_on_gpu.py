@@ -9,7 +9,7 @@ import torch
 from made_steps import RECIPES, Made
 from tiny_runs import write_tiny
 
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)

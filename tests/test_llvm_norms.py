@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from fastresnet.arch import get_arch
 from fastresnet.engine import warmup
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import llvm_norms, llvm_norms_code, ops, vector_code
 from fastresnet.kernels.dispatch import check_kernels, describe_choices, norms_obstacle

@@ -15,7 +15,7 @@ from optional_parts import need
 from tiny_runs import BATCH, write_tiny
 from torch import nn
 
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 from fastresnet.losses import Filter, Targets, build_loss, taken
 from fastresnet.recipe_parts import Loss
 from fastresnet.resnet import set_kernels

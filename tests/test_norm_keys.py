@@ -16,7 +16,7 @@ from torch import nn
 
 import fastresnet
 from fastresnet.engine.checkpoint import load_last
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 from fastresnet.kernels.norm_act import BatchNormAct2d
 from fastresnet.training import train
 

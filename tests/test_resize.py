@@ -31,8 +31,8 @@ from fastresnet.bench import board_run
 from fastresnet.bench.board_run import measure_run_s
 from fastresnet.cli.train_progress import TrainProgress, sizes_shown
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.engine.step import Way
 from fastresnet.engine.warmup import WarmUp
+from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.mix import SentDraw
 from fastresnet.recipe import Recipe, load_recipe

@@ -21,9 +21,11 @@ from tiny_runs import (
 import fastresnet
 from fastresnet.assembly import build_step, choose_machine, open_data, open_loaders
 from fastresnet.engine.listener import Listener
+from fastresnet.engine.rehearsal import random_batches
 from fastresnet.engine.state import TrainState
-from fastresnet.engine.step import TrainStep, Way
-from fastresnet.engine.warmup import Search, WarmUp, random_batches, warm_up
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.warmup import Search, WarmUp, warm_up
+from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
 from fastresnet.optim import Lookahead

@@ -30,14 +30,15 @@ import fastresnet
 from fastresnet import training, training_run
 from fastresnet.assembly import open_loaders
 from fastresnet.engine import warmup
+from fastresnet.engine.compiler import num_compiled
 from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.evaluate import EVAL_BATCH, Scorer
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.graphs import Replays
 from fastresnet.engine.listener import RunInfo
 from fastresnet.engine.session import Session
-from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
-from fastresnet.engine.warmup import num_compiled
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
 from fastresnet.torchrun import Launch

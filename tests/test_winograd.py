@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from fastresnet.arch import get_arch
 from fastresnet.engine import warmup
-from fastresnet.engine.step import Way
+from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import winograd_code
 from fastresnet.kernels.conv import CONVS, Conv3x3, check_convs, convs_obstacle, set_convs

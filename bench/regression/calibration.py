@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastresnet.engine.warmup import synchronise
+from fastresnet.engine.machine import synchronise
 
 SIDE = {"cpu": 384, "cuda": 4096}
 PRODUCTS = 4

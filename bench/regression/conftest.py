@@ -13,7 +13,7 @@ import torch
 from fastresnet.assembly import Data, Machine, choose_machine, open_data
 from fastresnet.bench.regression.calibration import calibration_loop
 from fastresnet.engine.listener import Listener
-from fastresnet.engine.warmup import synchronise
+from fastresnet.engine.machine import synchronise
 from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig
 

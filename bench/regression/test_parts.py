@@ -16,8 +16,9 @@ from fastresnet.bench.regression.conftest import NUM_TRAIN, Timed
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.engine.checkpoint import write_checkpoint
 from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
-from fastresnet.engine.step import TrainStep, Way
-from fastresnet.engine.warmup import random_batches
+from fastresnet.engine.rehearsal import random_batches
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.way import Way
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.team import team_obstacle
 from fastresnet.loaders.protocol import Batch, LoaderSpec

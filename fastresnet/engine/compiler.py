@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -39,3 +40,10 @@ def compiler_missing(device: torch.device) -> str | None:
     if cxx_compiler() is None:
         return "no C++ compiler was found"
     return None if python_headers().exists() else f"Python's headers are missing: no {python_headers()}"
+
+
+def num_compiled() -> int:
+    """Return how many graphs torch.compile has compiled in this process."""
+    # Slow to import, and not there where nothing is compiled.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from fastresnet.engine.checkpoint import BEST, save_state, write_checkpoint
+from fastresnet.engine.compiler import num_compiled
 from fastresnet.engine.distributed import fingerprint
 from fastresnet.engine.evaluate import EvalResult, evaluate
 from fastresnet.engine.listener import Listener
+from fastresnet.engine.machine import synchronise
 from fastresnet.engine.step import TrainStep
-from fastresnet.engine.warmup import num_compiled, synchronise
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
 from fastresnet.loaders.protocol import Loader

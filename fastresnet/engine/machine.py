@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
-from fastresnet.run import RunConfig, cpu_model
+from fastresnet.run import RunConfig, cpu_flags, cpu_model
 from fastresnet.words import counted
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
@@ -76,17 +75,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags())
-
-
-def cpu_flags() -> set[str]:
-    """Return the instruction sets that Linux lists for this CPU; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(
-        next((ln.split(":", 1)[1] for ln in lines if ln.startswith(("flags", "Features"))), "").split()
-    )
 
 
 def resolve_amp(wanted: str, device: torch.device) -> str:
@@ -166,3 +154,9 @@ def memory_errors(recipe: Recipe) -> Iterator[None]:
         if "out of memory" in text or "alloc_failed" in text:
             raise UserError(f"the GPU's memory is too small for this training; {advice}") from error
         raise
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,30 +25,14 @@ from fastresnet.engine.graphs import Capture, CudaCapture, Replays
 from fastresnet.engine.machine import autocast
 from fastresnet.engine.state import TrainState
 from fastresnet.engine.timetable import Timetable
+from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.conv import set_convs
 from fastresnet.loaders.protocol import Batch
 from fastresnet.losses import Filter, LossFunction, Targets, taken
 from fastresnet.mix import Mix, SentDraw
-from fastresnet.optim import Lookahead, set_lr
+from fastresnet.optim import set_lr
 from fastresnet.resnet import set_kernels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How a step is done.
-
-    Attributes:
-        compile: ``off``; ``on``, the forward and backward passes; ``whole``, the update of weights and average too.
-        kernels: what the norms take, one of ``norm_act.KERNELS``.
-        convs: what the 3x3 convolutions take, one of ``conv.CONVS``.
-        graphs: each step is one replay of a CUDA graph.
-    """
-
-    compile: str = "off"
-    kernels: str = "eager"
-    convs: str = "direct"
-    graphs: bool = False
 
 
 class _Doing(NamedTuple):
@@ -351,28 +334,3 @@ class TrainStep:
             scaler.update()
         else:
             state.optimizer.step()
-
-
-def graph_obstacle(step: TrainStep) -> str | None:
-    """Return why ``step`` cannot be a CUDA graph, or None where it can."""
-    if step.device_type != "cuda" and step.capture is None:
-        return "CUDA graphs are for GPUs"
-    if step.exchange is not None:
-        return "several ranks launch their steps"
-    return _host_obstacle(step.state)
-
-
-def whole_obstacle(step: TrainStep) -> str | None:
-    """Return why the update of ``step`` cannot be compiled, or None where it can."""
-    return _host_obstacle(step.state)
-
-
-def _host_obstacle(state: TrainState) -> str | None:
-    """Return what in the update is decided on the host at every step."""
-    if state.scaler is not None:
-        return "fp16's loss scale is kept on the host"
-    if isinstance(state.optimizer, Lookahead):
-        return "Lookahead counts its steps on the host"
-    if isinstance(state.optimizer, torch.optim.Adagrad):
-        return "torch's Adagrad counts its steps on the host"
-    return None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from fastresnet.atomic import explain_os_error
-from fastresnet.draws import Purpose, below, stream
-from fastresnet.engine.step import TrainStep, Way, graph_obstacle, whole_obstacle
+from fastresnet.engine.machine import synchronise
+from fastresnet.engine.step import TrainStep
+from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
-from fastresnet.loaders.protocol import Batch, Loader
+from fastresnet.loaders.protocol import Batch
 from fastresnet.run import RunConfig
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
@@ -353,47 +353,3 @@ def _cause(error: Exception) -> str:
     """Return what failed, in a line: a compiler's own failure where torch.compile has wrapped it."""
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
-
-
-def warm_loaders(loaders: Iterable[Loader]) -> None:
-    """Take the first and the last batch of each loader, for whatever it compiles or starts for their shapes."""
-    for loader in loaders:
-        for start in sorted({0, len(loader) - 1}):
-            loader.set_epoch(0, start)
-            for _ in loader:
-                break
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU's queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def random_batches(
-    sizes: list[int], image_size: int, num_classes: int, members: torch.Tensor, device: torch.device
-) -> list[Batch]:
-    """Return batches of grey noise with random labels, of the first members' indices."""
-    batches = []
-    for size in sizes:
-        places = torch.arange(size)
-        labels = below(stream(0, Purpose.WARMUP, 0), places.numpy(), num_classes)
-        shape = (size, image_size, image_size, 3)
-        pixels = below(stream(0, Purpose.WARMUP, 1), torch.arange(image_size**2 * 3).numpy(), 256)
-        images = torch.from_numpy(pixels).to(torch.uint8).view(shape[1:]).expand(shape).contiguous()
-        batches.append(
-            Batch(
-                images.to(device).permute(0, 3, 1, 2),
-                torch.from_numpy(labels).to(device),
-                members[places % len(members)].to(device),
-            )
-        )
-    return batches
-
-
-def num_compiled() -> int:
-    """Return how many graphs torch.compile has compiled in this process."""
-    dynamo = sys.modules.get(
-        "torch._dynamo.utils"
-    )  # slow to import, and not needed where nothing is compiled
-    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
