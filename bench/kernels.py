@@ -87,7 +87,9 @@ def cases_of(spec: ArchSpec, batch_size: int, dtype: torch.dtype, image_size: in
     """Return the kinds of norm at every stage's output of ``spec``, the largest map first."""
     cases = []
     for stage, (width, side) in enumerate(zip(spec.channels, spec.map_sizes(image_size), strict=True)):
-        kinds: tuple[Added, ...] = ("none", "plain", "norm") if stage else ("none", "plain")
+        kinds: tuple[Added, ...] = (
+            ("none", "plain", "norm") if stage and spec.down == "stride" else ("none", "plain")
+        )
         cases += [
             Case(
                 batch_size=batch_size,

@@ -58,7 +58,9 @@ class TextbookResNet(nn.Module):
 
     def __init__(self, spec: ArchSpec, num_classes: int, image_size: int) -> None:
         super().__init__()
-        plain = spec.replace(blocks=spec.blocks, kernels=(), shortcut_kernels=(), stem=3, stem_channels=None)
+        plain = spec.replace(
+            blocks=spec.blocks, kernels=(), shortcut_kernels=(), stem=3, stem_channels=None, down="stride"
+        )
         if (
             plain != spec
             or spec.block != "basic"

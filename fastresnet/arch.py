@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BlockKind = Literal["basic", "bottleneck"]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
+Down = Literal["stride", "maxpool"]
 
 EXPANSION = {"basic": 1, "bottleneck": 4}  # output channels of a block over its width
 # Beyond these a typing error is likelier than a network; they also bound the time that counting takes.
@@ -56,12 +57,13 @@ class Dropout:
 class ArchSpec:
     """A residual network for square RGB images.
 
-    Stem (conv, BN, activation), then stages; stage 2 and later halve the map (rounding up) with stride 2 in
-    their first block. A block's shortcut is a convolution and BN where stride or width changes, else the
-    identity. Head: average pool PxP with stride P (rounding down), flatten, linear.
+    Stem (conv, BN, activation), then stages; stage 2 and later halve the map (rounding up), with stride 2 in
+    their first block or before it, by a convolution with a 2x2 max pool, BN and activation. A block's shortcut is
+    a convolution and BN where stride or width changes, else the identity. Head: average pool PxP with stride P
+    (rounding down), flatten, linear.
 
     Attributes:
-        blocks: B, blocks of each stage; its length is N.
+        blocks: B, blocks of each stage; its length is N. A stage may have none where ``down`` is ``maxpool``.
         channels: C, width of each stage; a bottleneck block puts out four times its width.
         kernels: F, odd kernel of the blocks' convolutions, one a stage; empty for 3 throughout. In a
             bottleneck block (1x1, FxF, 1x1; the stride is on the FxF) that of the middle one.
@@ -71,6 +73,8 @@ class ArchSpec:
         stem_channels: its width; None for that of the first stage (and stored so when they are equal).
         block: ``basic`` (two FxF convolutions) or ``bottleneck``.
         activation: after every BN but a shortcut's; leaky_relu has slope 0.01, gelu is the exact one.
+        down: how the map is halved: ``stride``, as the reports do, or ``maxpool``, as Page's ResNet-9 does
+            ("How to Train Your ResNet", 2018), whose convolutions all have stride 1.
         dropout: three probabilities.
 
     Raises:
@@ -86,13 +90,15 @@ class ArchSpec:
     stem_channels: int | None = None
     block: BlockKind = "basic"
     activation: Activation = "relu"
+    down: Down = "stride"
     dropout: Dropout = field(default_factory=Dropout)
 
     def __post_init__(self) -> None:
         def store(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        store("blocks", _per_stage("blocks", self.blocks, 1, MAX_BLOCKS))
+        _one_of("down", self.down, get_args(Down))
+        store("blocks", _per_stage("blocks", self.blocks, 0 if self.down == "maxpool" else 1, MAX_BLOCKS))
         if not 1 <= len(self.blocks) <= MAX_STAGES:
             raise UserError(f"blocks has {len(self.blocks)} values; a network has 1 to {MAX_STAGES} stages")
         store("channels", _per_stage("channels", self.channels, 1, MAX_CHANNELS))
@@ -115,6 +121,13 @@ class ArchSpec:
         if self.stem_channels is not None:
             width = _integer("stem_channels", self.stem_channels, 1, MAX_CHANNELS)
             store("stem_channels", None if width == self.channels[0] else width)
+        if not any(self.blocks):
+            raise UserError("blocks has only zeros; a residual network has a block in one stage at least")
+        if not self.blocks[0] and self.stem_channels is not None:
+            raise UserError(
+                f"stem_channels is {self.stem_channels} and stage 1 of {self.channels[0]} channels has no blocks, so "
+                "it puts out what the stem does; leave stem_channels out"
+            )
         _one_of("block", self.block, get_args(BlockKind))
         _one_of("activation", self.activation, get_args(Activation))
         if not isinstance(self.dropout, Dropout):
@@ -128,7 +141,8 @@ class ArchSpec:
     @property
     def depth(self) -> int:
         """Convolutions on the longest path, and the linear layer: the number in names like ResNet-24."""
-        return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + 2
+        before_blocks = self.num_stages if self.down == "maxpool" else 1
+        return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + before_blocks + 1
 
     @property
     def stem_width(self) -> int:
@@ -139,6 +153,12 @@ class ArchSpec:
     def expansion(self) -> int:
         """A block's output channels over its width."""
         return EXPANSION[self.block]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Channels that each stage puts out."""
+        first, *others = (width * self.expansion for width in self.channels)
+        return first if self.blocks[0] else self.stem_width, *others
 
     @property
     def slug(self) -> str:

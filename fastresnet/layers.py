@@ -36,10 +36,13 @@ def list_layers(spec: ArchSpec, num_classes: int, image_size: int) -> list[Layer
     layers = _conv_norm("stem.{}", (3, spec.stem_width), spec.stem, 1, image_size, spec.activation)
     inputs, side = spec.stem_width, image_size
     for stage, stage_side in enumerate(spec.map_sizes(image_size)):
+        if stage and spec.down == "maxpool":
+            layers += _down(spec, stage, inputs, (side, stage_side))
+            inputs, side = spec.outputs[stage], stage_side
         for index in range(spec.blocks[stage]):
-            stride = 2 if stage and not index else 1
+            stride = 2 if stage and not index and spec.down == "stride" else 1
             layers += _block(spec, stage, index, inputs, stride, (side, stage_side))
-            inputs, side = spec.channels[stage] * spec.expansion, stage_side
+            inputs, side = spec.outputs[stage], stage_side
         layers += _dropout(f"stages.{stage}.dropout", spec.dropout.stage, (inputs, side, side))
     pooled = spec.pooled_size(image_size)
     window = side if spec.pool is None else spec.pool
@@ -58,6 +61,16 @@ def list_layers(spec: ArchSpec, num_classes: int, image_size: int) -> list[Layer
         multiply_adds=weights,
     )
     return [*layers, head]
+
+
+def _down(spec: ArchSpec, stage: int, inputs: int, sides: tuple[int, int]) -> list[Layer]:
+    """What halves the map of a stage before its blocks, from ``sides[0]`` to ``sides[1]`` pixels a side."""
+    path, before, side = f"stages.{stage}.down", *sides
+    outputs = spec.outputs[stage]
+    conv, _ = _conv_norm(path + ".{}", (inputs, outputs), spec.kernels[stage], 1, before, "")
+    _, norm = _conv_norm(path + ".{}", (inputs, outputs), spec.kernels[stage], 1, side, spec.activation)
+    pool = Layer(name=path + ".pool", kind="pool", detail="2x2 max", shape=(outputs, side, side))
+    return [conv, pool, norm]
 
 
 def _block(

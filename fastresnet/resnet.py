@@ -49,6 +49,19 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
+class PooledConvNorm(nn.Module):
+    """Convolution without bias, 2x2 max pool (rounding up), BN, activation: what halves a map before its blocks."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, activation: Activation, kernels: str) -> None:
+        super().__init__()
+        self.conv = _conv(inputs, outputs, kernel)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.norm = BatchNormAct2d(outputs, activation, kernels=kernels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.pool(self.conv(x)))
+
+
 class _Block(nn.Module):
     """What both blocks share: the shortcut, the dropout before the last convolution."""
 
@@ -125,19 +138,25 @@ class BottleneckBlock(_Block):
 
 
 class Stage(nn.Module):
-    """The blocks of one stage, then its dropout."""
+    """What halves the map where blocks do not, the blocks of one stage, then its dropout."""
 
     def __init__(self, spec: ArchSpec, stage: int, inputs: int, kernels: str) -> None:
         super().__init__()
         kind = BottleneckBlock if spec.block == "bottleneck" else BasicBlock
-        outputs = spec.channels[stage] * spec.expansion
+        outputs, stride = spec.outputs[stage], 2 if stage else 1
+        self.down: nn.Module = nn.Identity()
+        if stage and spec.down == "maxpool":
+            kernel = spec.kernels[stage]
+            self.down = PooledConvNorm(inputs, outputs, kernel, spec.activation, kernels)
+            inputs, stride = outputs, 1
         self.blocks = nn.ModuleList(
-            kind(spec, stage, outputs if j else inputs, 2 if stage and not j else 1, kernels)
+            kind(spec, stage, outputs if j else inputs, 1 if j else stride, kernels)
             for j in range(spec.blocks[stage])
         )
         self.dropout = _dropout(spec.dropout.stage)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(x)
         for block in self.blocks:
             x = block(x)
         return self.dropout(x)
@@ -156,9 +175,9 @@ class ResNet(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.stem = ConvNorm(3, spec.stem_width, spec.stem, 1, spec.activation, kernels)
-        outputs = [width * spec.expansion for width in spec.channels]
         self.stages = nn.ModuleList(
-            Stage(spec, i, outputs[i - 1] if i else spec.stem_width, kernels) for i in range(spec.num_stages)
+            Stage(spec, i, spec.outputs[i - 1] if i else spec.stem_width, kernels)
+            for i in range(spec.num_stages)
         )
         last = spec.map_sizes(image_size)[-1]
         pooled = spec.pooled_size(image_size)
@@ -166,7 +185,7 @@ class ResNet(nn.Module):
         window = last if spec.pool is None else spec.pool
         self.pool = nn.AdaptiveAvgPool2d(1) if window == last else nn.AvgPool2d(window)
         self.dropout = _dropout(spec.dropout.head)
-        self.head = nn.Linear(outputs[-1] * pooled**2, num_classes)
+        self.head = nn.Linear(spec.outputs[-1] * pooled**2, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images)
@@ -195,8 +214,8 @@ def build_model(
         image_size: side of the square images, in pixels; with a fixed P it decides the head's size.
         zero_gamma: start the last norm's weight of every block at zero, so that blocks begin as their
             shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
-        dirac: start the first filters of every spatial convolution inside blocks as identities: of as many channels
-            as it has of both inputs and outputs.
+        dirac: start the first filters of every spatial convolution inside stages, but for those of shortcuts, as
+            identities: of as many channels as it has of both inputs and outputs.
         train_stem: whether the stem's filters require a gradient.
         norm_momentum: share of each batch in every norm's running statistics.
         train_scale: whether the norms' weights require a gradient.
@@ -216,13 +235,15 @@ def build_model(
                 nn.init.zeros_(module.last_norm.weight)
             if dirac:
                 _pass_on(module)
+        elif isinstance(module, PooledConvNorm) and dirac:
+            _pass_on(module)
     model.stem.conv.weight.requires_grad_(train_stem)
     return model
 
 
-def _pass_on(block: nn.Module) -> None:
-    """Let the spatial convolutions of a block's branch begin by passing channels on."""
-    for conv in block.children():
+def _pass_on(part: nn.Module) -> None:
+    """Let the spatial convolutions of a block's branch, or of what is before blocks, begin by passing channels on."""
+    for conv in part.children():
         if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
             nn.init.dirac_(conv.weight.detach()[: conv.in_channels])
 
@@ -235,9 +256,11 @@ def set_kernels(model: nn.Module, kernels: str) -> None:
 
 
 def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[BlockShape]:
-    """Return the blocks of ``spec`` by stage, as their kernels are measured."""
+    """Return the blocks of ``spec`` by stage, where it has some, as their kernels are measured."""
     shapes = []
     for stage, (width, side) in enumerate(zip(spec.channels, spec.map_sizes(image_size), strict=True)):
+        if not spec.blocks[stage]:
+            continue
         kernel = spec.kernels[stage]
         bottleneck = spec.block == "bottleneck"
         shapes.append(

@@ -1,9 +1,9 @@
 """Slugs: one line of text for any :class:`~fastresnet.arch.ArchSpec`, and back.
 
 ``n{N}-b{B}-c{C}[-f{F}][-k{K}][-p{P}][-stem{kernel}[x{channels}]][-bottleneck][-leaky_relu|-gelu|-silu]``
-``[-dh{p}][-db{p}][-ds{p}]``. B, C, F and K are one value or N values with commas; a single C doubles a stage,
+``[-maxpool][-dh{p}][-db{p}][-ds{p}]``. B, C, F and K are one value or N values with commas; a single C doubles a stage,
 a single B, F or K repeats. Left out: F=3, K=1, global pooling, a 3x3 stem as wide as the first stage, basic
-blocks, ReLU, no dropout (before the head ``dh``, inside blocks ``db``, after stages ``ds``).
+blocks, ReLU, maps halved by stride, no dropout (before the head ``dh``, inside blocks ``db``, after stages ``ds``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _TOKEN = re.compile(
     r"(?P<key>[nbcfkp])(?P<ints>\d{1,6}(?:,\d{1,6})*)"
     r"|stem(?P<stem>\d{1,6})(?:x(?P<stem_channels>\d{1,6}))?"
     r"|d(?P<place>[hbs])(?P<rate>\d*\.?\d+)"
-    r"|(?P<word>bottleneck|" + "|".join(get_args(Activation)) + ")"
+    r"|(?P<word>bottleneck|maxpool|" + "|".join(get_args(Activation)) + ")"
 )
 _PLACES = {"h": "head", "b": "block", "s": "stage"}
 _FORM = (
     "n{N}-b{B}-c{C} with any of -f{F} -k{K} -p{P} -stem{kernel}[x{channels}] -bottleneck -{activation} "
-    "-dh{p} -db{p} -ds{p}"
+    "-maxpool -dh{p} -db{p} -ds{p}"
 )
 
 
@@ -52,6 +52,8 @@ def format_slug(spec: ArchSpec) -> str:
         parts.append(spec.block)
     if spec.activation != "relu":
         parts.append(spec.activation)
+    if spec.down != "stride":
+        parts.append(spec.down)
     for letter, place in _PLACES.items():
         if rate := getattr(spec.dropout, place):
             # Decimal writes 1e-05 as 0.00001: an exponent's minus would read as a separator
@@ -110,6 +112,7 @@ def parse_slug(text: str) -> ArchSpec:
             stem_channels=stem_channels,
             block=given.get("block", "basic"),
             activation=given.get("activation", "relu"),
+            down=given.get("down", "stride"),
             dropout=Dropout(**{place: given.get("d" + letter, 0.0) for letter, place in _PLACES.items()}),
         )
     except UserError as error:
@@ -125,7 +128,8 @@ def _read(match: re.Match[str]) -> tuple[str, Any]:
         return "stem", (int(found["stem"]), None if width is None else int(width))
     if "place" in found:
         return "d" + found["place"], float(found["rate"])
-    return ("block" if found["word"] == "bottleneck" else "activation"), found["word"]
+    word = found["word"]
+    return {"bottleneck": "block", "maxpool": "down"}.get(word, "activation"), word
 
 
 def _list(values: tuple[int, ...]) -> str:

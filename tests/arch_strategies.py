@@ -21,15 +21,20 @@ def specs(draw: st.DrawFn, max_channels: int = 9, max_blocks: int = 3) -> ArchSp
     width = draw(st.integers(1, max_channels))
     doubling = tuple(width << i for i in range(stages))
     rate = st.sampled_from([0.0, 0.1, 0.25, 1e-5, 1 / 3])
+    down = draw(st.sampled_from(["stride", "maxpool"]))
+    blocks = each(st.integers(0 if down == "maxpool" else 1, max_blocks))
+    if not any(blocks):
+        blocks = (*blocks[:-1], 1)
     return ArchSpec(
-        blocks=each(st.integers(1, max_blocks)),
+        blocks=blocks,
         channels=doubling if draw(st.booleans()) else each(st.integers(1, max_channels)),
         kernels=each(odd),
         shortcut_kernels=each(odd),
         pool=draw(st.none() | st.integers(1, 32 >> (stages - 1))),
         stem=draw(odd),
-        stem_channels=draw(st.none() | st.integers(1, max_channels)),
+        stem_channels=draw(st.none() | st.integers(1, max_channels)) if blocks[0] else None,
         block=draw(st.sampled_from(["basic", "bottleneck"])),
         activation=draw(st.sampled_from(["relu", "leaky_relu", "gelu", "silu"])),
+        down=down,
         dropout=Dropout(head=draw(rate), block=draw(rate), stage=draw(rate)),
     )

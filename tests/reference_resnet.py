@@ -46,6 +46,22 @@ class PlainBlock(nn.Module):
         return self.activation(y + (x if self.projection is None else self.projection(x)))
 
 
+class PlainDown(nn.Module):
+    """conv, 2x2 max pool whose last window may be half outside, bn, activation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, activation: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, (kernel - 1) // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        odd = x.shape[-1] % 2
+        x = F.pad(x, (0, odd, 0, odd), value=float("-inf")).unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+        return self.activation(self.bn(x))
+
+
 class PlainResNet(nn.Module):
     """``blocks``, ``channels``, ``kernels``, ``skips`` per stage; ``pool`` is the window's side in pixels."""
 
@@ -62,6 +78,7 @@ class PlainResNet(nn.Module):
         bottleneck: bool = False,
         activation: str = "relu",
         dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        maxpool: bool = False,
         classes: int = 10,
     ) -> None:
         super().__init__()
@@ -73,8 +90,11 @@ class PlainResNet(nn.Module):
         self.layers = nn.ModuleList()
         for i, (count, c, k, skip) in enumerate(zip(blocks, channels, kernels, skips, strict=True)):
             stage = nn.Sequential()
+            if maxpool and i > 0:
+                stage.append(PlainDown(width, c * (4 if bottleneck else 1), k, activation))
+                width = c * (4 if bottleneck else 1)
             for j in range(count):
-                stride = 2 if i > 0 and j == 0 else 1
+                stride = 2 if i > 0 and j == 0 and not maxpool else 1
                 if bottleneck:
                     shapes = [(width, c, 1, 1), (c, c, k, stride), (c, 4 * c, 1, 1)]
                 else:

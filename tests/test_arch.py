@@ -64,6 +64,7 @@ def test_depth_names_the_network() -> None:
     ):
         assert get_arch(name).depth == int(name.removeprefix("resnet"))
     assert get_arch("improved-resnet").depth == 3 * 9 + 2
+    assert get_arch("n4-b0,1,0,1-c8-maxpool").depth == 1 + 3 + 2 * 2 + 1
 
 
 @given(specs())
@@ -80,6 +81,7 @@ def test_slug_round_trip(spec: ArchSpec) -> None:
         ("n2-b1-c8-f3-k1,1-stem3-relu", "n2-b1-c8"),
         ("c8-bottleneck-n2-gelu-b1", "n2-b1-c8-bottleneck-gelu"),
         ("n2-b1-c8-stem5x8", "n2-b1-c8-stem5"),
+        ("maxpool-n3-b0,1,1-c8", "n3-b0,1,1-c8-maxpool"),
         ("n2-b1-c8-f3,5-k1,3-stem1x4-dh.5-db0.20", "n2-b1-c8-f3,5-k1,3-stem1x4-dh0.5-db0.2"),
     ],
 )
@@ -100,6 +102,9 @@ def test_a_single_c_doubles_and_a_single_b_repeats() -> None:
         ("n4-b2", "c is missing"),
         ("n4-b2-c64-f2", "kernels[0] is 2; it must be an odd number"),
         ("n4-b2-c64-k1,1,4,1", "shortcut_kernels[2] is 4; it must be an odd number"),
+        ("n2-b1,0-c4", "blocks[1] is 0; it must be a whole number from 1"),
+        ("n2-b0-c4-maxpool", "blocks has only zeros"),
+        ("n2-b0,1-c4-stem3x2-maxpool", "stem_channels is 2 and stage 1 of 4 channels has no blocks"),
         ("n2-b2-c0,4", "channels[0] is 0; it must be a whole number from 1"),
         ("n2-b0-c4", "blocks[0] is 0; it must be a whole number from 1"),
         ("n0-b1-c4", "n is 0; it must be 1 to 12"),

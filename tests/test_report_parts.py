@@ -66,7 +66,14 @@ def test_counts_can_be_read_on_every_shade(kind: str, dark: bool) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet24", "resnet86", "n1-b1-c1", "n3-b3-c64-stem3x32-bottleneck-leaky_relu-db0.2-dh0.5", "n5-b1-c8"],
+    [
+        "resnet24",
+        "resnet86",
+        "n1-b1-c1",
+        "n3-b3-c64-stem3x32-bottleneck-leaky_relu-db0.2-dh0.5",
+        "n5-b1-c8",
+        "n4-b0,1,6,0-c8-maxpool",
+    ],
 )
 def test_every_network_can_be_drawn(name: str) -> None:
     spec = get_arch(name)
@@ -80,9 +87,12 @@ def test_every_network_can_be_drawn(name: str) -> None:
         drawn = min(blocks, 4) if blocks > 5 else blocks
         same_width = sum(width == spec.channels[stage] for width in spec.channels)
         if same_width == 1:
-            assert texts.count(line) == drawn * (1 if spec.block == "bottleneck" else 2)
+            halved = stage > 0 and spec.down == "maxpool"
+            assert texts.count(line) == drawn * (1 if spec.block == "bottleneck" else 2) + halved
         if blocks > 5:
             assert f"{blocks - 4} more" in texts
+    if spec.down == "maxpool":
+        assert texts.count("2x2 max pool") == spec.num_stages - 1 and texts.count("no blocks") == 1
     strided = [layer.detail for layer in spec.layers() if layer.name.endswith(".shortcut.conv")]
     assert [text for text in texts if text in ("1x1", "1x1, stride 2")] == strided
     assert f"{spec.num_stages}" in chart.alt and "10 logits" in chart.alt

@@ -109,6 +109,36 @@ REFERENCES: list[tuple[str, int, dict[str, Any]]] = [
             "dropout": (0.0, 0.3, 0.0),
         },
     ),
+    (
+        "n4-b0,1,2,0-c6,5,8,8-f3,5,3,1-leaky_relu-maxpool",
+        21,  # maps of 21, 11, 6 and 3: windows at the edge hold less
+        {
+            "blocks": [0, 1, 2, 0],
+            "channels": [6, 5, 8, 8],
+            "kernels": [3, 5, 3, 1],
+            "skips": [1] * 4,
+            "pool": 3,
+            "features": 8,
+            "stem": (3, 6),
+            "activation": "leaky_relu",
+            "maxpool": True,
+        },
+    ),
+    (
+        "n2-b1-c4-bottleneck-maxpool",
+        16,
+        {
+            "blocks": [1, 1],
+            "channels": [4, 8],
+            "kernels": [3, 3],
+            "skips": [1, 1],
+            "pool": 8,
+            "features": 32,
+            "stem": (3, 4),
+            "bottleneck": True,
+            "maxpool": True,
+        },
+    ),
 ]
 
 

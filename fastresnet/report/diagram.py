@@ -14,6 +14,7 @@ from matplotlib.path import Path
 from fastresnet.arch import ArchSpec
 from fastresnet.layers import Layer
 from fastresnet.report.chart import Chart, colour, draw
+from fastresnet.words import counted
 
 WIDTH = 600.0  # points
 MAP_AT, BOXES_AT, BOXES_END, BARS_AT, BARS_END = 48.0, 112.0, 412.0, 430.0, 590.0
@@ -55,7 +56,7 @@ def network_diagram(spec: ArchSpec, num_classes: int, image_size: int, name: str
     rows = network_rows(spec, layers, image_size)
     height = HEAD_HEIGHT + sum(row.height for row in rows) + 50
     stages = "; ".join(
-        f"stage {i + 1} has {spec.blocks[i]} {spec.block} block{'s' * (spec.blocks[i] > 1)} and puts out "
+        f"stage {i + 1} has {_halving(spec, i)}{counted(spec.blocks[i], f'{spec.block} block')} and puts out "
         f"{' x '.join(map(str, row.shape))}"
         for i, row in enumerate(row for row in rows if row.stage is not None)
     )
@@ -87,13 +88,15 @@ def network_rows(spec: ArchSpec, layers: list[Layer], image_size: int) -> list[R
     def part(prefix: str) -> list[Layer]:
         return [layer for layer in layers if layer.name.startswith(prefix)]
 
+    sides = spec.map_sizes(image_size)
+
     def row(title: str, prefix: str, text: str = "", stage: int | None = None) -> Row:
         found = part(prefix)
         return Row(
             title=title,
             stage=stage,
             text=text,
-            shape=found[-1].shape if stage is None else _stage_shape(found),
+            shape=found[-1].shape if stage is None else (spec.outputs[stage], sides[stage], sides[stage]),
             params=sum(layer.params for layer in found),
             multiply_adds=sum(layer.multiply_adds for layer in found),
         )
@@ -109,8 +112,9 @@ def network_rows(spec: ArchSpec, layers: list[Layer], image_size: int) -> list[R
     ]
 
 
-def _stage_shape(layers: list[Layer]) -> tuple[int, ...]:
-    return [layer for layer in layers if ".shortcut." not in layer.name][-1].shape
+def _halving(spec: ArchSpec, stage: int) -> str:
+    """Say what comes before the blocks of a stage, counted from 0."""
+    return "a convolution with a max pool and " if stage and spec.down == "maxpool" else ""
 
 
 class _Painter:
@@ -182,11 +186,21 @@ class _Painter:
 
     def _stage(self, stage: int, top: float) -> None:
         """Draw a stage's blocks, whose shortcuts arch over them."""
+        before = int(bool(_halving(self.spec, stage)))
         shown = list(_shown_blocks(self.spec.blocks[stage]))
-        width = min(78.0, (BOXES_END - BOXES_AT - GAP * (len(shown) - 1)) / len(shown))
+        if not before and not shown:
+            self._text(BOXES_AT, top - 12, "no blocks", "muted", size=9)
+            return
+        num_boxes = before + len(shown)
+        width = min(78.0, (BOXES_END - BOXES_AT - GAP * (num_boxes - 1)) / num_boxes)
         lines = self._block_lines(stage)
         box_top, box_height = top - 12, 9.5 * len(lines) + 7
-        for place, index in enumerate(shown):
+        if before:
+            self._box(BOXES_AT, box_top - box_height, width, box_height)
+            kernel = self.spec.kernels[stage]
+            for i, line in enumerate((f"{kernel}x{kernel}, {self.spec.outputs[stage]}", "2x2 max pool")):
+                self._text(BOXES_AT + width / 2, box_top - 8.5 - 9.5 * i, line, "ink", size=8, ha="center")
+        for place, index in enumerate(shown, before):
             left = BOXES_AT + place * (width + GAP)
             if index is None:
                 rest = self.spec.blocks[stage] - len(shown) + 1
