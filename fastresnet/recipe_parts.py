@@ -221,7 +221,7 @@ class Init(Part):
 
     Attributes:
         zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1.
-        dirac: the first min(in, out) filters of each spatial convolution inside blocks start as identities (as in
+        dirac: the first min(in, out) filters of each spatial convolution inside stages start as identities (as in
             airbench); not those of stem and shortcuts.
         whiten: None leaves the stem as it is drawn.
     """
