@@ -1,7 +1,8 @@
 """Trainings against the clock until the board is full; :mod:`fastresnet.bench.board` says what is on the clock.
 
 Every run is trained in this process, one after another, the rows taking turns, so that a machine that drifts slows all
-alike; or, where that was asked for and is faster a run, several at once, in rows of their own. The record is written
+alike; or, where that was asked for and is faster a run, several at once, in rows of their own. How steps are done is
+measured in a row's first run, and its others do them so: a row is of one kind, and measured once. The record is written
 after each run: a board that was killed goes on with the run it was at, from its start, since a training that was
 interrupted cannot be timed.
 """
@@ -29,6 +30,7 @@ from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.packed import Trainer, answers, crew
 from fastresnet.bench.packing import found_in, settle, shared
 from fastresnet.bench.schedule_search import Found, Try, next_try
+from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.run import RunConfig, git_sha
 
@@ -174,8 +176,14 @@ class Board:
         if job.contestant.peer is not None:
             return begun | job.contestant.peer.run(job.seed)
         assert job.contestant.recipe is not None
-        config = self.config.model_copy(update={"seed": job.seed})
+        config = self._config(job, self.config)
         return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
+
+    def _config(self, job: Job, config: RunConfig) -> RunConfig:
+        """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found."""
+        earlier = (run["machine"] for run in self.record["runs"] if row_of(run) == job.row)
+        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {})
+        return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
         """Do the runs of the rows that are run at once; as one ends, the next begins."""
@@ -194,7 +202,7 @@ class Board:
                     job = jobs[0]
                     assert job.contestant.recipe is not None
                     under_way[trainer] = job, self._begun(job)
-                    its = config.model_copy(update={"seed": job.seed})
+                    its = self._config(job, config)
                     trainer.begin(job.contestant.recipe, its, f"{job.row.label}, {job.named}")
                 if not under_way:
                     return

@@ -56,7 +56,9 @@ def work(sweep_file: Path, data: Path, sweeps_dir: Path) -> None:
     from fastresnet.sweep import SweepRun
     from fastresnet.sweep_spec import load_sweep
 
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the server that forked it may have been started under `nohup`
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # the server that forked it may have been started under `nohup`
     try:
         SweepRun(load_sweep(str(sweep_file)), options(data, sweeps_dir)).run()
     except Interrupted as stop:

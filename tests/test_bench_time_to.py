@@ -26,8 +26,11 @@ from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.peers import Peer
 from fastresnet.catalogue import BUDGET
 from fastresnet.cli.main import app
+from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
-from fastresnet.recipe import recipe_names
+from fastresnet.recipe import Recipe, recipe_names
+from fastresnet.run import RunConfig, RunResult
+from fastresnet.training import train
 
 FAR = 300.0
 TINY = (
@@ -103,6 +106,26 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
     assert "torch was '2.0'" in refusal(bench(*own))
 
 
+def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows, of which each has a way of its own."""
+    asked, out = [], tmp_path / "board.json"
+
+    def trained(recipe: Recipe, config: RunConfig, **options: Any) -> RunResult:
+        asked.append((recipe.epochs, config.seed, config.convs))
+        result = train(recipe, config, **options)
+        found = {"convs": "winograd" if recipe.epochs == 1 else "direct"}
+        return result.model_copy(update={"config": result.config.model_copy(update=found)})
+
+    monkeypatch.setattr(board_run, "train", trained)
+    arguments = (*TINY, "--data", data, "--out", out, "--epochs", "1,2", "--archs", "n2-b1-c16")
+    assert bench(*arguments, "--runs", "2").exit_code == 0
+    assert asked == [(1, 0, "auto"), (2, 0, "auto"), (1, 1, "winograd"), (2, 1, "direct")]
+    assert bench(*arguments, "--runs", "3").exit_code == 0
+    assert asked[4:] == [(1, 2, "winograd"), (2, 2, "direct")]
+
+
 @pytest.mark.usefixtures("hears_hangups")
 def test_killed_it_goes_on_with_the_run_it_was_at(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "board.json"
@@ -157,7 +180,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
         epochs, seed = result
         trained.append((epochs, seed))
         reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
-        return {**reached, "clocks": {}, "curve": []}
+        return {**reached, "clocks": {}, "curve": [], "machine": UNFOUND}
 
     monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
     monkeypatch.setattr(board_run, "outcome", outcome)

@@ -63,7 +63,9 @@ def drawn(slug: str, **options: Any) -> ResNet:
     return build_model(get_arch(slug), image_size=16, **options)
 
 
-@pytest.mark.parametrize("slug", ["n3-b2,1,1-c4,8,6-k1,3,1", "n2-b1-c4-f5-bottleneck", "n3-b0,1,0-c4,6,9-maxpool"])
+@pytest.mark.parametrize(
+    "slug", ["n3-b2,1,1-c4,8,6-k1,3,1", "n2-b1-c4-f5-bottleneck", "n3-b0,1,0-c4,6,9-maxpool"]
+)
 def test_dirac_passes_channels_on_in_stages_alone(slug: str) -> None:
     plain, made = drawn(slug).state_dict(), drawn(slug, dirac=True).state_dict()
     changed = {name for name in plain if not torch.equal(plain[name], made[name])}
