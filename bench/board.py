@@ -97,7 +97,7 @@ class Summary:
         crossed: how many runs crossed the target at an evaluation; None for a peer, which says nothing of it.
         crossing_s, crossing_half: likewise of the first crossing, over the runs that crossed.
         energy_j: mean joules of a run, None where none was read.
-        searched: whether the number of epochs was chosen by search.
+        searched: whether a search tried this number of epochs.
         dates: of the runs, each once.
     """
 
@@ -146,10 +146,7 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
     seconds = [run["seconds"] for run in runs]
     crossings = [run["crossing_s"] for run in runs if run["crossing_s"] is not None]
     energies = [run["energy_j"] for run in runs if run["energy_j"] is not None]
-    searched = any(
-        run["role"] == SEARCH and row_of(run).name == row.name and row_of(run).recipe == row.recipe
-        for run in record["runs"]
-    )
+    searched = any(run["role"] == SEARCH and row_of(run) == row for run in record["runs"])
     return Summary(
         row=row,
         runs=len(runs),

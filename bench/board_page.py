@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
+from fastresnet.bench.at_once import in_words
 from fastresnet.bench.board import FIGURE, SEARCH, Summary, row_of, standings
-from fastresnet.bench.packing import in_words
 from fastresnet.bench.record import write_record
 from fastresnet.report.palette import LIGHT
 
@@ -56,7 +56,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         "building, compiling and the warm-up, evaluations between epochs.",
         "",
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
-        "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters.",
+        "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters "
+        "(on the validation split, of a recipe that holds one out).",
     ]
     lines += packing_notes(record)
     if any(line.searched for line in lines_of):
@@ -83,8 +84,8 @@ def packing_notes(record: dict[str, Any]) -> list[str]:
             "others train beside it on the same device, each with its share of the CPU threads. They are never "
             "averaged with runs that were alone.",
         ]
-    if record.get("packing"):
-        lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['packing']))}."]
+    if record.get("at_once"):
+        lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['at_once']))}."]
     return lines
 
 

@@ -96,7 +96,10 @@ class _Watch(Listener):
 
 
 def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
-    """Return about how many seconds a training takes, by a few steps on random labels, evaluations included."""
+    """Return about how many seconds a training takes, by some steps on random labels, evaluations included.
+
+    Nothing is compiled for it, but convolutions are compared, which on a CPU a step consists of.
+    """
     plain = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
     chosen = choose_machine(plain)
     train_split, test = data.splits["train"], data.splits["test"]

@@ -144,7 +144,9 @@ class Suite:
         self.pages = self._kept_pages()
         self.state: dict[str, Any] = {"kind": "gpu-suite", "stages": {}}
         if (folder / STATE).exists():
-            self.state = json.loads((folder / STATE).read_bytes())
+            from fastresnet.bench.record import load_record
+
+            self.state |= load_record(folder / STATE)
 
     def run(self) -> int:
         """Run what is left; return how many stages failed."""
@@ -305,6 +307,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench-gpu: error: {reason}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    from fastresnet.errors import UserError
+
+    try:
+        return run_suite(chosen, tell)
+    except UserError as error:
+        print(f"bench-gpu: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_suite(chosen: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    """Run what is left, as the command line says; return the exit code.
+
+    Raises:
+        UserError: no such data, or a folder whose state cannot be read.
+    """
     if Path(chosen.data).exists():
         chosen.data = str(Path(chosen.data).absolute())  # the stages run in the source tree
     target = chosen.target or usual_target(chosen.data)

@@ -2,10 +2,10 @@
 
 On the clock: the calls alone, replayed from CUDA graphs on a GPU, taking several sets of inputs in turn so that none
 is in the cache. Off it: building, compiling, capture and warm-up. The implementations take turns, so that a clock that
-drifts slows all alike. Inductor and the kernels are timed inside compiled graphs, eager as it is, each with the running
-statistics' update.
+drifts slows all alike. Inductor and Triton's kernels are timed inside compiled graphs, eager and LLVM's as they are,
+each with the running statistics' update.
 
-A shape's floor is what two passes over device memory must move (one pass, where a slab of channels fits a program's
+A shape's floor is what two passes over memory must move (on a GPU one pass, where a slab of channels fits a program's
 registers): inputs read, outputs written, nothing twice that need not be. The share is the floor's bytes over the time,
 as a part of the speed of a large copy on the same device; where the tensors fit the L2 cache it can exceed 1.
 """
@@ -63,45 +63,50 @@ class Case:
         """Elements of one activation."""
         return self.batch_size * self.channels * self.side**2
 
-    @property
-    def num_passes(self) -> int:
-        """Passes over device memory that our kernels take."""
-        return (
-            1 if self.added != "norm" and plan_one_pass(self.batch_size * self.side**2, self.channels) else 2
-        )
+    def num_passes(self, device_type: str) -> int:
+        """Return how many passes over memory our kernels take: Triton's on a GPU, LLVM's on a CPU."""
+        on_chip = device_type != "cpu" and self.added != "norm"
+        return 1 if on_chip and plan_one_pass(self.batch_size * self.side**2, self.channels) else 2
 
-    def floor_bytes(self, direction: Direction) -> float:
+    def floor_bytes(self, direction: Direction, device_type: str) -> float:
         """Return the fewest bytes that this many passes move, what is saved for the backward pass included."""
-        fusion = Fusion(self.activation, self.added)
-        bits = self.num_elements / 8 if fusion.saves_bits else 0
+        fusion, num_passes = Fusion(self.activation, self.added), self.num_passes(device_type)
+        # LLVM's see an activation's sign in its output, which is kept in any case.
+        bits = self.num_elements / 8 if fusion.saves_bits and device_type != "cpu" else 0
         again = self.num_elements * self.dtype.itemsize if fusion.saves_residual else 0
         activation = self.num_elements * self.dtype.itemsize
         floor = {
-            "forward": FORWARD[self.num_passes][self.added] * activation + bits,
-            "backward": BACKWARD[self.num_passes][self.added] * activation + bits + again,
+            "forward": FORWARD[num_passes][self.added] * activation + bits,
+            "backward": BACKWARD[num_passes][self.added] * activation + bits + again,
         }
         return floor[direction] if direction != "both" else floor["forward"] + floor["backward"]
 
 
 def cases_of(spec: ArchSpec, batch_size: int, dtype: torch.dtype, image_size: int = 32) -> list[Case]:
-    """Return the kinds of norm at every stage's output of ``spec``, the largest map first."""
+    """Return the kinds of norm that ``spec`` has, each once, the largest map first; a shortcut's is its block's."""
+    norms = [layer for layer in spec.layers(image_size=image_size) if layer.kind == "norm"]
+    shortcut = ".shortcut.norm"
+    projected = {layer.name.removesuffix(shortcut) for layer in norms if layer.name.endswith(shortcut)}
     cases = []
-    for stage, (width, side) in enumerate(zip(spec.channels, spec.map_sizes(image_size), strict=True)):
-        kinds: tuple[Added, ...] = (
-            ("none", "plain", "norm") if stage and spec.down == "stride" else ("none", "plain")
-        )
-        cases += [
+    for layer in norms:
+        if layer.name.endswith(shortcut):
+            continue
+        added: Added = "none"
+        if layer.detail.startswith("add"):
+            added = "norm" if layer.name.rpartition(".")[0] in projected else "plain"
+        channels, side, _ = layer.shape
+        cases.append(
             Case(
                 batch_size=batch_size,
-                channels=width if added == "none" else width * spec.expansion,
+                channels=channels,
                 side=side,
                 added=added,
                 activation=spec.activation,
                 dtype=dtype,
             )
-            for added in kinds
-        ]
-    return list(dict.fromkeys(cases))
+        )
+    kinds = list(FORWARD[2])
+    return sorted(dict.fromkeys(cases), key=lambda case: (-case.side, case.channels, kinds.index(case.added)))
 
 
 class Subject:
@@ -183,7 +188,7 @@ def measure_case(
                 ]
                 for name in implementations
             }
-            floor = case.floor_bytes(direction)
+            floor = case.floor_bytes(direction, device.type)
             for name, times in time_interleaved(runs, device, rounds=rounds, calls=calls).items():
                 rows.append(
                     {
@@ -193,7 +198,7 @@ def measure_case(
                         "direction": direction,
                         "implementation": name,
                         **times._asdict(),
-                        "passes": case.num_passes,
+                        "passes": case.num_passes(device.type),
                         "floor_bytes": floor,
                         "share_of_copy": floor / times.p50_s / copy_bytes_per_s,
                         "saved_bytes": saved[name],

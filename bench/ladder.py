@@ -139,8 +139,6 @@ def _why_not_compiled(config: RunConfig, device: torch.device) -> str | None:
 
 
 def _why_not_winograd(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> str | None:
-    if config.convs == "direct":
-        return "--convs direct"
     return convs_obstacle(build_model(recipe.arch_spec(), image_size=data.dataset.image_size), device.type)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastresnet.arch import get_arch
 from fastresnet.assembly import Data
 from fastresnet.bench.isolated import FailedError, run_isolated
 from fastresnet.bench.loader_rows import (
@@ -64,6 +65,8 @@ def measure(
         tell: told of each row as it is done.
         stops: what ends it early, with what is done by then; the record's ``interrupted`` names the signal.
     """
+    if plan.arch is not None:
+        get_arch(plan.arch)  # refused before anything is measured
     try:
         device, machine = run_isolated(resolve_in_child, plan.device, limit_s=120).value
     except FailedError as error:

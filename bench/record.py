@@ -31,7 +31,8 @@ KINDS = (
 def typed_command() -> str:
     """Return the command as typed after ``fastresnet``, fit to be published.
 
-    File names stand in place of whole paths, and ``URL`` in place of a URL, which may hold a password.
+    File names stand in place of paths that lead out of the working folder, and ``URL`` in place of a URL, which may
+    hold a password.
     """
     return shlex.join(["fastresnet", *map(_publishable, sys.argv[1:])])
 
@@ -40,7 +41,8 @@ def _publishable(part: str) -> str:
     option, value = re.fullmatch(r"(--[\w-]+=)?(.*)", part, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     if re.match(r"[A-Za-z][\w+.-]*://", value):
         return f"{option}URL"
-    return option + (os.path.basename(value) if os.path.isabs(value) else value)
+    leads_out = os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
+    return option + (os.path.basename(value) if leads_out else value)
 
 
 def make_record(kind: str, device_name: str, threads: int, **content: Any) -> dict[str, Any]:

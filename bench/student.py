@@ -58,11 +58,10 @@ class TextbookResNet(nn.Module):
 
     def __init__(self, spec: ArchSpec, num_classes: int, image_size: int) -> None:
         super().__init__()
-        plain = spec.replace(
-            blocks=spec.blocks, kernels=(), shortcut_kernels=(), stem=3, stem_channels=None, down="stride"
-        )
+        plain = spec.replace(blocks=spec.blocks, kernels=(), shortcut_kernels=(), stem=3, stem_channels=None)
         if (
             plain != spec
+            or spec.down != "stride"
             or spec.block != "basic"
             or spec.activation != "relu"
             or any(vars(spec.dropout).values())
@@ -148,9 +147,12 @@ class Student:
 
     def __init__(self, data: Data, spec: ArchSpec, device: torch.device, changes: Changes) -> None:
         dataset = data.dataset
-        model: nn.Module = TextbookResNet(spec, dataset.num_classes, dataset.image_size)
-        if changes.kernels is not None:
-            model = build_model(spec, dataset.num_classes, dataset.image_size, kernels=changes.kernels)
+        sizes = dataset.num_classes, dataset.image_size
+        model: nn.Module
+        if changes.kernels is None:
+            model = TextbookResNet(spec, *sizes)
+        else:
+            model = build_model(spec, *sizes, kernels=changes.kernels)
         model = model.to(device).train()
         if changes.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -23,13 +23,13 @@ from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
 from fastresnet.atomic import explain_os_error
+from fastresnet.bench.at_once import found_in, settle, shared
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s, train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
-from fastresnet.bench.packed import Trainer, answers, crew
-from fastresnet.bench.packing import found_in, settle, shared
 from fastresnet.bench.schedule_search import Found, Try, next_try
+from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.run import RunConfig, git_sha
@@ -189,10 +189,14 @@ class Board:
         """Do the runs of the rows that are run at once; as one ends, the next begins."""
 
         def waiting() -> list[Job]:
-            at_once = [
-                job for job in self.jobs([job for job, _ in under_way.values()]) if job.row.at_once > 1
-            ]
-            return [] if out_of_time() else at_once
+            if out_of_time():
+                return []
+            begun = [job for job, _ in under_way.values()]
+            measured = {row_of(run) for run in self.record["runs"]}
+            first = {
+                job.row for job in begun
+            } - measured  # whose way is being found: their others wait for it
+            return [job for job in self.jobs(begun) if job.row.at_once > 1 and job.row not in first]
 
         config = shared(self.config, self.parallel)
         under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}

@@ -98,7 +98,12 @@ class ArchSpec:
             object.__setattr__(self, name, value)
 
         _one_of("down", self.down, get_args(Down))
-        store("blocks", _per_stage("blocks", self.blocks, 0 if self.down == "maxpool" else 1, MAX_BLOCKS))
+        least = 0 if self.down == "maxpool" else 1
+        try:
+            store("blocks", _per_stage("blocks", self.blocks, least, MAX_BLOCKS))
+        except UserError as error:
+            hint = ", or 0 where max pools halve the maps (maxpool)" if least and 0 in self.blocks else ""
+            raise UserError(f"{error}{hint}") from None
         if not 1 <= len(self.blocks) <= MAX_STAGES:
             raise UserError(f"blocks has {len(self.blocks)} values; a network has 1 to {MAX_STAGES} stages")
         store("channels", _per_stage("channels", self.channels, 1, MAX_CHANNELS))

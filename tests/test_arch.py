@@ -102,7 +102,7 @@ def test_a_single_c_doubles_and_a_single_b_repeats() -> None:
         ("n4-b2", "c is missing"),
         ("n4-b2-c64-f2", "kernels[0] is 2; it must be an odd number"),
         ("n4-b2-c64-k1,1,4,1", "shortcut_kernels[2] is 4; it must be an odd number"),
-        ("n2-b1,0-c4", "blocks[1] is 0; it must be a whole number from 1"),
+        ("n2-b1,0-c4", "from 1 to 1000, or 0 where max pools halve the maps (maxpool)"),
         ("n2-b0-c4-maxpool", "blocks has only zeros"),
         ("n2-b0,1-c4-stem3x2-maxpool", "stem_channels is 2 and stage 1 of 4 channels has no blocks"),
         ("n2-b2-c0,4", "channels[0] is 0; it must be a whole number from 1"),

@@ -174,6 +174,12 @@ def test_a_file_without_marks_is_refused(tmp_path: Path) -> None:
     assert page.read_text() == "no marks"
 
 
+def test_an_arch_that_is_none_is_refused_before_anything_is_measured(npz_file: Path) -> None:
+    refused = bench("--data", str(npz_file), "--quick", "--arch", "resnet2")
+    assert isinstance(refused.exception, UserError) and "did you mean" in str(refused.exception)
+    assert "1/1" not in refused.output
+
+
 def test_a_gpu_that_is_not_there_is_named(npz_file: Path) -> None:
     done = bench("--quick", "--data", str(npz_file), "--device", "cuda:99")
     assert isinstance(done.exception, UserError)

@@ -22,10 +22,10 @@ from tiny_runs import ARCH
 from train_processes import FAR, started
 from typed_commands import Command
 
-from fastresnet.bench import packing
+from fastresnet.bench import at_once
+from fastresnet.bench.at_once import decided, found_in, in_words, shared
 from fastresnet.bench.board import Row, standings
 from fastresnet.bench.board_page import draw, to_markdown
-from fastresnet.bench.packing import decided, found_in, in_words, shared
 from fastresnet.engine.warmup import KEEP_RATIO
 from fastresnet.run import RunConfig
 
@@ -40,7 +40,7 @@ FASTER = {**FOUND, "at_once": 2, "together_images_per_s": [20.0]}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(packing, "ROUND_S", 0.01)
+    monkeypatch.setattr(at_once, "ROUND_S", 0.01)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def settled(fastresnet: Command, own: tuple[str, ...], out: Path, found: dict[st
     """Leave a board with one run, alone, that says of its arch what was ``found``."""
     code, _, told = fastresnet(*own, "--runs", "1")
     assert code == 0, told
-    out.write_text(json.dumps(read(out) | {"packing": [found]}))
+    out.write_text(json.dumps(read(out) | {"at_once": [found]}))
 
 
 @pytest.fixture
@@ -71,15 +71,15 @@ def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
 ) -> None:
     code, page, told = fastresnet(*own, "--runs", "1", "--parallel", "2")
     assert code == 0, told
-    (found,) = read(out)["packing"]
-    assert len(found["alone_images_per_s"]) == len(found["together_images_per_s"]) == packing.ROUNDS
+    (found,) = read(out)["at_once"]
+    assert len(found["alone_images_per_s"]) == len(found["together_images_per_s"]) == at_once.ROUNDS
     assert found["asked"] == 2 and found["at_once"] == (2 if found["ratio"] < KEEP_RATIO else 1)
     assert f"{ARCH}: measuring whether 2 trainings at once" in told
     assert in_words(found) in told and f"{in_words(found)}." in page
 
     # Whatever it was here: where at once is faster, the runs are done so, and where it is not, alone.
     record = read(out)
-    out.write_text(json.dumps(record | {"packing": [FASTER], "rows": [], "runs": []}))
+    out.write_text(json.dumps(record | {"at_once": [FASTER], "rows": [], "runs": []}))
     peer = ("--peer", 'other=echo \'{"accuracy": 0.6, "seconds": 1, "clock": "x"}\'')
     code, page, told = fastresnet(*own, *peer, "--runs", "3", "--parallel", "2")
     assert code == 0, told
@@ -100,7 +100,7 @@ def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
     assert "Rows of up to 2 at once are throughput, not latency" in page and "so up to 2 at once." in page
 
     slower = {**FASTER, "at_once": 1, "together_images_per_s": [10.0], "ratio": 1.0}
-    out.write_text(json.dumps(read(out) | {"packing": [slower]}))
+    out.write_text(json.dumps(read(out) | {"at_once": [slower]}))
     code, page, told = fastresnet(*own, *peer, "--runs", "3", "--parallel", "2")
     assert code == 0, told
     record = read(out)
@@ -177,7 +177,7 @@ def test_trainings_end_with_a_parent_that_is_killed(
     with started(
         tmp_path / "elsewhere", *own, "--runs", "100000", "--parallel", "2", command=command
     ) as process:
-        with meanwhile(lambda: None, out, 1):
+        with meanwhile(lambda: None, out, 3):  # the second begins when the first has found the row's way
             pass
         assert process.poll() is None
         processes = trainings(process.pid)
@@ -211,8 +211,8 @@ def test_what_cannot_be_had_at_once_says_why() -> None:
     found = {**FASTER, "at_once": 1, "failed": "the GPU's memory is too small"}
     told = f"{ARCH}: 2 at once cannot be had (the GPU's memory is too small), so one at a time"
     assert in_words(found) == told
-    assert found_in({"packing": [found]}, ARCH, 2) == found
-    assert found_in({"packing": [found]}, ARCH, 3) is None and found_in({}, ARCH, 2) is None
+    assert found_in({"at_once": [found]}, ARCH, 2) == found
+    assert found_in({"at_once": [found]}, ARCH, 3) is None and found_in({}, ARCH, 2) is None
 
 
 def test_threads_are_shared() -> None:
@@ -221,22 +221,22 @@ def test_threads_are_shared() -> None:
 
 def test_rows_at_once_come_after_those_that_were_timed_alone() -> None:
     alone = Row(name="a", recipe="fast", science="a", num_params=5, epochs=8, tta="none")
-    packed = Row(**vars(alone) | {"at_once": 4})
+    beside = Row(**vars(alone) | {"at_once": 4})
     plain = {"role": "figure", "crossing_s": None, "date": "2026-01-01", "curve": [[1.0, 0.9]]}
     runs = [
         {**plain, "row": vars(row), "seed": seed, "accuracy": 0.95, "seconds": seconds, "energy_j": energy}
-        for row, seconds, energy in ((packed, 4.0, None), (alone, 9.0, 500.0))
+        for row, seconds, energy in ((beside, 4.0, None), (alone, 9.0, 500.0))
         for seed in (0, 1)
     ]
     record = {
         "environment": {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0"},
         "settings": {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 1},
-        **{"command": "x", "energy": "of the whole GPU", "rows": [vars(packed), vars(alone)], "runs": runs},
-        **{"not_measured": [], "packing": [{**FASTER, "asked": 4, "at_once": 4}]},
+        **{"command": "x", "energy": "of the whole GPU", "rows": [vars(beside), vars(alone)], "runs": runs},
+        **{"not_measured": [], "at_once": [{**FASTER, "asked": 4, "at_once": 4}]},
     }
     assert [(line.row, line.verdict) for line in standings(record)] == [
         (alone, "reaches"),
-        (packed, "reaches"),
+        (beside, "reaches"),
     ]
     page = to_markdown(record)
     assert "none is attributed to trainings that ran at once" in page

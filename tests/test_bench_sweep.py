@@ -79,11 +79,13 @@ def test_a_command_on_record_has_no_password_and_no_path(url: str, monkeypatch: 
         "--storage",
         url,
         "--data=/home/secret/j75",
+        "--data=../up/j75",
+        "--insert=docs/own.md",
         f"--storage={url}",
     ]
     monkeypatch.setattr("sys.argv", ["fastresnet", *arguments, "--cells", "C=2..4"])
     assert typed_command() == (
-        "fastresnet sweep my.toml --storage URL --data=j75 --storage=URL --cells C=2..4"
+        "fastresnet sweep my.toml --storage URL --data=j75 --data=j75 --insert=docs/own.md --storage=URL --cells C=2..4"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_runs import write_tiny
 from typer.testing import CliRunner, Result
 
+from fastresnet.arch import get_arch
 from fastresnet.assembly import Data, open_data
 from fastresnet.bench import ceilings, throughput
 from fastresnet.bench.ceilings import Ceilings
@@ -123,9 +124,10 @@ def test_the_students_changes_change_nothing_but_rounding(data: Data) -> None:
     )
 
 
-def test_a_network_the_student_cannot_write_is_a_reason(data: Data) -> None:
+@pytest.mark.parametrize("slug", ["improved-resnet", "n3-b0,1,1-c8-maxpool"])
+def test_a_network_the_student_cannot_write_is_a_reason(data: Data, slug: str) -> None:
     with pytest.raises(UserError, match="the student's network has basic blocks"):
-        Student(data, load_recipe("r2-improved-resnet").arch_spec(), CPU, Changes())
+        Student(data, get_arch(slug), CPU, Changes())
 
 
 def fails() -> Loop:

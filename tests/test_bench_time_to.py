@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,53 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     assert asked[4:] == [(1, 2, "winograd"), (2, 2, "direct")]
 
 
+def test_of_runs_at_once_a_rows_others_wait_for_its_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainers are replaced by ones that answer when there is nothing more to begin."""
+    asked: list[tuple[int, int, str]] = []
+
+    class Told:
+        def begin(self, recipe: Recipe, config: RunConfig, label: str) -> None:
+            asked.append((recipe.epochs, config.seed, config.convs))
+            self.found = {
+                "accuracy": 0.6,
+                "seconds": 1.0,
+                "crossing_s": None,
+                "process_s": 1.0,
+                "curve": [],
+            } | {
+                "clocks": {},
+                "machine": UNFOUND | {"convs": "winograd" if recipe.epochs == 1 else "direct"},
+            }
+
+    @contextmanager
+    def crew(most: int, runs_dir: Path) -> Iterator[Any]:
+        yield Told  # always one more
+
+    def answers(busy: list[Told]) -> Iterator[Any]:
+        asked.append((0, 0, "answered"))
+        yield from [(trainer, "done", trainer.found) for trainer in busy]
+
+    monkeypatch.setattr(time_to_accuracy, "crew", crew)
+    monkeypatch.setattr(time_to_accuracy, "answers", answers)
+    monkeypatch.setattr(
+        time_to_accuracy,
+        "settle",
+        lambda record, recipe, *_: record.setdefault("at_once", []).append(
+            {"arch": recipe.arch, "asked": 2, "at_once": 2, "ratio": 0.5, "failed": None}
+            | {"alone_images_per_s": [1.0], "together_images_per_s": [2.0]}
+        ),
+    )
+    out = tmp_path / "board.json"
+    done = bench(*TINY, "--data", data, "--out", out, "--epochs", "1,2", "--runs", "3", "--parallel", "2")
+    assert done.exit_code == 0, done.output
+    assert asked == [
+        *((1, 0, "auto"), (2, 0, "auto"), (0, 0, "answered")),
+        *((1, 1, "winograd"), (2, 1, "direct"), (1, 2, "winograd"), (2, 2, "direct"), (0, 0, "answered")),
+    ]
+
+
 @pytest.mark.usefixtures("hears_hangups")
 def test_killed_it_goes_on_with_the_run_it_was_at(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "board.json"
@@ -238,6 +287,9 @@ def test_standings() -> None:
         *(("quick", "reaches"), ("sure", "reaches"), ("marked", "mean only")),
         *(("lone", "one run"), ("below", "below"), ("none", "unmeasured")),
     ]
+    assert [line.searched for line in lines] == [False, False, False, True, False, False]
+    typed = row("lone", epochs=5)
+    assert not summarise(record_of([*runs, run_of(typed, 0, 0.99, 1)], [typed]), typed).searched
     assert lines[1].seconds == 9.5 and lines[3].runs == 1  # what a search tried is not counted
     assert summarise(record, sure).crossed == 2 and summarise(record, sure).energy_j == 500
     assert summarise(record, quick).dates == ("2026-01-01", "2026-01-02", "2026-01-03")

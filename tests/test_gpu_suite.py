@@ -162,3 +162,14 @@ def test_the_suite_is_loaded_without_what_it_checks_for() -> None:
     program = "import sys; import fastresnet.bench.gpu_suite; print(sorted({'pydantic','torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--rehearse", "--out", str(tmp_path / "records")]
+    assert main([*own, "--data", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("bench-gpu: error: ") and "none" in said and "\n" not in said
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / gpu_suite.STATE).write_text('{"kind": "gpu-su')
+    assert main(own) == 2
+    assert "is no record: it is not JSON" in capsys.readouterr().err

@@ -226,6 +226,25 @@ def test_ranks_resume_after_the_last_whole_batch_with_all_compiled(
     assert before < watcher.compiled == num_compiled() and watcher.notices == []
 
 
+def test_a_way_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whole images; on smaller ones, which decide nothing, the taken way alone."""
+    measured: list[tuple[Way, int | None]] = []
+    measure = warmup.Search._measure
+
+    def counted(search: warmup.Search, way: Way, size: int | None = None) -> float:
+        measured.append((way, size))
+        return measure(search, way, size)
+
+    monkeypatch.setattr(warmup.Search, "_measure", counted)
+    monkeypatch.setattr(warmup, "WORTH_GENERATING_S", 0.0)
+    monkeypatch.setattr(warmup, "WORTH_GENERATING_STEPS", 1)
+    recipe = tiny_recipe({"arch": "n2-b1-c16", "resize": [{"size": 4, "until": 0.5}]})
+    train(recipe, tiny_config(data, compile="off"), runs_dir=tmp_path / "runs")
+    assert len(measured) == len(set(measured)) and {size for _, size in measured} == {None, 4}
+    assert len({way for way, size in measured if size is None}) == 3  # plain, convolutions, norms
+    assert len([size for _, size in measured if size == 4]) == 1
+
+
 def test_what_is_compiled_after_the_warm_up_is_counted_and_said(
     data: Path, tmp_path: Path, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

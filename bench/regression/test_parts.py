@@ -49,7 +49,7 @@ def one_step(data: Data, recipe: Recipe, machine: Machine, way: Way) -> Callable
     batch = random_batch(data, recipe, machine.device)
 
     def one() -> None:
-        step(batch)
+        step(batch, averaging=True)
         step.state.step = step.state.epoch_step = 0  # the schedule knows no step after the run's last
 
     return one

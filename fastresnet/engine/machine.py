@@ -100,8 +100,8 @@ def resolve_threads(wanted: int, ranks: Ranks = ALONE) -> int:
 def keep_freed_memory() -> None:
     """Have glibc keep what it is given back, rather than return each large tensor's pages to the system.
 
-    Otherwise every activation on a CPU is fresh pages, which the kernel clears one by one: 6 to 11% of a resnet24
-    step on two cores. Elsewhere than on glibc nothing is done.
+    Otherwise every activation on a CPU is fresh pages, which the kernel clears one by one. Elsewhere than on glibc
+    nothing is done.
     """
     mmap_max, trim_threshold = -4, -1  # of mallopt(3)
     try:

@@ -13,7 +13,7 @@ from fastresnet.loaders.protocol import Batch, Loader
 def random_batches(
     sizes: list[int], image_size: int, num_classes: int, members: torch.Tensor, device: torch.device
 ) -> list[Batch]:
-    """Return batches of grey noise with random labels, of the first members' indices."""
+    """Return batches of one image of noise over and over, with random labels and the first members' indices."""
     batches = []
     for size in sizes:
         places = torch.arange(size)

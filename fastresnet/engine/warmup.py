@@ -117,7 +117,7 @@ class Search:
         self.step.take(way)
         self.step.forget_other_ways()
         full = self.batches[0].images.shape[-1]
-        step_s = {size: self._measure_taken(way, size) for size in (full, *self.sizes)}
+        step_s = {full: self._step_s(way)} | {size: self._measure_taken(way, size) for size in self.sizes}
         return WarmUp(step_s=step_s, way=way, reasons=self.reasons)
 
     def _measures(self, option: str) -> bool:

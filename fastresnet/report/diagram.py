@@ -198,7 +198,7 @@ class _Painter:
         if before:
             self._box(BOXES_AT, box_top - box_height, width, box_height)
             kernel = self.spec.kernels[stage]
-            for i, line in enumerate((f"{kernel}x{kernel}, {self.spec.outputs[stage]}", "2x2 max pool")):
+            for i, line in enumerate((f"{kernel}x{kernel}, {self.spec.outputs[stage]}", "max pool")):
                 self._text(BOXES_AT + width / 2, box_top - 8.5 - 9.5 * i, line, "ink", size=8, ha="center")
         for place, index in enumerate(shown, before):
             left = BOXES_AT + place * (width + GAP)
@@ -283,13 +283,15 @@ class _Painter:
         dropout = (
             f", dropout {self.spec.dropout.block:g} comes before the last" if self.spec.dropout.block else ""
         )
-        lines = (
+        lines: tuple[str, ...] = (
             f"In a block every convolution is followed by BN and {act}{dropout};",
             "after the last, the shortcut is added between the two. Shortcuts:",
         )
+        if self.spec.down == "maxpool":
+            lines = (f"A 2x2 max pool comes after its convolution and before BN and {act}.", *lines)
         for i, line in enumerate(lines):
             self._text(BOXES_AT, y - 12 * i, line, "muted", size=8.5)
-        y -= 24
+        y -= 12 * len(lines)
         for x, name, width, text in (
             (BOXES_AT, "series1", 1.5, "convolution and BN"),
             (BOXES_AT + 140, "muted", 1.0, "identity"),

@@ -83,7 +83,7 @@ def measure(recipe: Recipe, config: RunConfig, data: Data, asked: int) -> dict[s
 
 def found_in(record: dict[str, Any], arch: str, asked: int) -> dict[str, Any] | None:
     """Return what was measured of an arch for that many at once; None where nothing was."""
-    found = (each for each in record.get("packing", ()) if (each["arch"], each["asked"]) == (arch, asked))
+    found = (each for each in record.get("at_once", ()) if (each["arch"], each["asked"]) == (arch, asked))
     return next(found, None)
 
 
@@ -101,7 +101,7 @@ def settle(
             f"{recipe.arch}: measuring whether {asked} trainings at once are faster a run than one after another"
         )
         found = {"arch": recipe.arch, **measure(recipe, config, data, asked)}
-        record.setdefault("packing", []).append(found)
+        record.setdefault("at_once", []).append(found)
         tell(in_words(found))
 
 
@@ -113,7 +113,6 @@ def in_words(found: dict[str, Any]) -> str:
     alone, together = (
         statistics.median(found[key]) for key in ("alone_images_per_s", "together_images_per_s")
     )
-    packed = found["at_once"] > 1
     return f"{found['arch']}: {alone:,.0f} img/s by one training, {together:,.0f} by {asked} at once, " + (
-        f"so up to {asked} at once" if packed else "which is not faster a run, so one at a time"
+        f"so up to {asked} at once" if found["at_once"] > 1 else "which is not faster a run, so one at a time"
     )
