@@ -71,7 +71,7 @@ def ladder(
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
         "kernels": kernels_obstacle(kernels, device),
-        "convs": _why_not_winograd(recipe, config, data, device),
+        "convs": _why_not_winograd(recipe, data, device),
         "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
     steps: dict[str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ def _why_not_compiled(config: RunConfig, device: torch.device) -> str | None:
     return compiler_missing(device)
 
 
-def _why_not_winograd(recipe: Recipe, config: RunConfig, data: Data, device: torch.device) -> str | None:
+def _why_not_winograd(recipe: Recipe, data: Data, device: torch.device) -> str | None:
     return convs_obstacle(build_model(recipe.arch_spec(), image_size=data.dataset.image_size), device.type)
 
 
