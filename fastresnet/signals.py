@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -16,6 +18,7 @@ KILLING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
 # torchrun passes on what the terminal has sent already, perhaps late, and kills by itself after 30 s.
 TORCHRUN_PATIENCE_S = 15.0
+AGAIN_S = 0.05  # until a stop that Python threw away is raised again
 
 
 def stopped_by(signum: int) -> str:
@@ -66,11 +69,25 @@ def on_stop(ask: Callable[[int], None]) -> dict[int, Any]:
 
 
 def raise_stopped() -> None:
-    """From now on the first of SIGNALS raises :class:`Stopped`, which unwinds what is being written."""
+    """From now on the first of SIGNALS raises :class:`Stopped`, which unwinds what is being written.
+
+    Python throws away what is raised amid a callback, as of the garbage collector; there it is raised again soon after.
+    """
 
     def ask(signum: int) -> None:
         raise Stopped(signum)
 
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, Stopped):
+            on_stop(ask)
+            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), lost.exc_value.signum))
+            again.daemon = True
+            again.start()
+        else:
+            others(lost)
+
+    others = sys.unraisablehook
+    sys.unraisablehook = unraisable
     on_stop(ask)
 
 

@@ -119,11 +119,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fastresnet(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
-    """Run a command line in this process: ``fastresnet("train", ...)`` gives exit code, stdout, stderr."""
+def signals_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the test does about signals ends with it."""
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def fastresnet(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], signals_of_its_own: None
+) -> Command:
+    """Run a command line in this process: ``fastresnet("train", ...)`` gives exit code, stdout, stderr."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(here / ".venv" / "bin" / "fastresnet"), *arguments])
@@ -133,9 +142,7 @@ def fastresnet(
         shown = capfd.readouterr()
         return int(stop.value.code or 0), shown.out, shown.err
 
-    yield command
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+    return command
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ TINY = (
     *("bench", "time-to", "--archs", ARCH, "--set", "batch_size=16", "--set", "optimizer.lr=0.05"),
     *("--epochs", "1", "--target", "0.5", "--device", "cpu", "--threads", "1", "--compile", "off"),
 )
+# More runs than can be done before what is waited for; if that never comes, the command ends of itself.
+ENDLESS = ("--runs", "100000", "--minutes", "5", "--parallel", "2")
 FOUND = {"arch": ARCH, "asked": 2, "failed": None, "alone_images_per_s": [10.0], "ratio": 0.5}
 FASTER = {**FOUND, "at_once": 2, "together_images_per_s": [20.0]}
 
@@ -149,7 +151,7 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
 ) -> None:
     settled(fastresnet, own, out, FASTER)
     with meanwhile(lambda: trainings(os.getpid())[0].kill(), out, 1):
-        code, _, told = fastresnet(*own, "--runs", "100000", "--parallel", "2")
+        code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 2, told
     line = told.strip().splitlines()[-1]
     assert f"error: {ARCH}, fast, 1 epochs, 2 at once, run " in line
@@ -159,7 +161,7 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
     assert len(kept) > 1
 
     with meanwhile(lambda: os.kill(os.getpid(), signal.SIGTERM), out, len(kept)):
-        code, _, told = fastresnet(*own, "--runs", "100000", "--parallel", "2")
+        code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 128 + signal.SIGTERM, told
     assert f"stopped; the board is kept in {out}, and the same command goes on with it" in told
     assert trainings(os.getpid()) == []
@@ -174,9 +176,7 @@ def test_trainings_end_with_a_parent_that_is_killed(
 ) -> None:
     settled(fastresnet, own, out, FASTER)
     command = (sys.executable, "-m", "fastresnet")
-    with started(
-        tmp_path / "elsewhere", *own, "--runs", "100000", "--parallel", "2", command=command
-    ) as process:
+    with started(tmp_path / "elsewhere", *own, *ENDLESS, command=command) as process:
         with meanwhile(lambda: None, out, 3):  # the second begins when the first has found the row's way
             pass
         assert process.poll() is None
