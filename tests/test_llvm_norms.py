@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastresnet.arch import get_arch
-from fastresnet.engine import warmup
+from fastresnet.engine import step_time, warmup
 from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import llvm_norms, llvm_norms_code, ops, vector_code
@@ -337,15 +337,15 @@ def test_a_run_with_it_learns_the_same_and_resumes_to_the_same_bits(
 def test_the_faster_norms_are_taken(
     seconds: float, kernels: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(search: warmup.Search, *args: Any, **kwargs: Any) -> float:
-        return seconds if search.step.way.kernels == "llvm" else 1.0
+    def timed(times: step_time.StepTimes, *args: Any, **kwargs: Any) -> float:
+        return seconds if times.step.way.kernels == "llvm" else 1.0
 
     def found(epochs: int, **changes: Any) -> warmup.WarmUp:
         config = made.chosen.config.model_copy(update={"kernels": "auto", "compile": "off"} | changes)
         recipe = made.recipe.with_overrides({"epochs": epochs})
         return warm_up_step(made.step, recipe, replace(made.chosen, config=config), made.data)
 
-    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    monkeypatch.setattr(step_time.StepTimes, "_timed", timed)
     made = Made(data, {"arch": "n2-b1-c16"}, Way())
     long = found(100)
     assert long.way == Way(kernels=kernels) and long.options["kernels"] == kernels
@@ -362,7 +362,7 @@ def test_norms_of_an_eager_step_outlive_a_compiled_one_that_is_slower(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {Way(): 1.0, Way(kernels="llvm"): 0.5, Way(compile="on", kernels="inductor"): 0.7}
-    monkeypatch.setattr(warmup.Search, "_timed", lambda search, *args, **kwargs: seconds[search.step.way])
+    monkeypatch.setattr(step_time.StepTimes, "_timed", lambda times, *args, **kwargs: seconds[times.step.way])
     made = Made(data, {"epochs": 10**5}, Way())
     config = made.chosen.config.model_copy(update={"kernels": "auto", "compile": "auto"})
     found = warm_up_step(made.step, made.recipe, replace(made.chosen, config=config), made.data)

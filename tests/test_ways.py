@@ -29,7 +29,7 @@ from tiny_runs import (
 import fastresnet
 from fastresnet import training, training_run
 from fastresnet.assembly import open_loaders
-from fastresnet.engine import warmup
+from fastresnet.engine import step_time, warmup
 from fastresnet.engine.compiler import num_compiled
 from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.evaluate import EVAL_BATCH, Scorer
@@ -229,13 +229,13 @@ def test_ranks_resume_after_the_last_whole_batch_with_all_compiled(
 def test_a_way_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On whole images; on smaller ones, which decide nothing, the taken way alone."""
     measured: list[tuple[Way, int | None]] = []
-    measure = warmup.Search._measure
+    measure = step_time.StepTimes.measure
 
-    def counted(search: warmup.Search, way: Way, size: int | None = None) -> float:
+    def counted(times: step_time.StepTimes, way: Way, size: int | None = None) -> float:
         measured.append((way, size))
-        return measure(search, way, size)
+        return measure(times, way, size)
 
-    monkeypatch.setattr(warmup.Search, "_measure", counted)
+    monkeypatch.setattr(step_time.StepTimes, "measure", counted)
     monkeypatch.setattr(warmup, "WORTH_GENERATING_S", 0.0)
     monkeypatch.setattr(warmup, "WORTH_GENERATING_STEPS", 1)
     recipe = tiny_recipe({"arch": "n2-b1-c16", "resize": [{"size": 4, "until": 0.5}]})
@@ -248,7 +248,7 @@ def test_a_way_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.
 def test_what_is_compiled_after_the_warm_up_is_counted_and_said(
     data: Path, tmp_path: Path, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmup.Search, "_measure", lambda self, way, *_: self.step.take(way) or 1.0)
+    monkeypatch.setattr(step_time.StepTimes, "measure", lambda self, way, *_: self.step.take(way) or 1.0)
     monkeypatch.setattr(Scorer, "compile", lambda self, backend: None)
     watcher = Watcher()
     config = tiny_config(data, compile="on", amp="off")
@@ -283,8 +283,8 @@ class Clock:
         self.seconds = seconds
         self.seen: list[Way] = []
 
-    def timed(self, search: warmup.Search, *_: Any, **__: Any) -> float:
-        way = search.step.way
+    def timed(self, times: step_time.StepTimes, *_: Any, **__: Any) -> float:
+        way = times.step.way
         if not self.seen or self.seen[-1] != way:
             self.seen.append(way)
         return self.seconds[way.compile, way.graphs]
@@ -330,7 +330,7 @@ def test_the_fastest_way_is_taken(name: str, data: Path, monkeypatch: pytest.Mon
     options, seconds, wanted = CHOICES[name]
     clock = Clock(seconds)
     monkeypatch.setattr(
-        warmup.Search, "_timed", lambda self, *args, **kwargs: clock.timed(self, *args, **kwargs)
+        step_time.StepTimes, "_timed", lambda self, *args, **kwargs: clock.timed(self, *args, **kwargs)
     )
     made = Made(data, {"epochs": 10**5}, Way(), capture=RecordedOps())
     config = made.chosen.config.model_copy(update=options)
@@ -354,12 +354,12 @@ def test_kernels_that_won_as_replays_are_tried_as_launches(
         asked.append(launched)
         return Choice(kernels="triton", reason="said so")
 
-    def timed(search: warmup.Search, *_: Any, **__: Any) -> float:
-        return launched_s if search.step.way.kernels == "triton" else 1.0
+    def timed(times: step_time.StepTimes, *_: Any, **__: Any) -> float:
+        return launched_s if times.step.way.kernels == "triton" else 1.0
 
     need("triton")
     monkeypatch.setattr("fastresnet.training_warmup.choose_kernels", choose)
-    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    monkeypatch.setattr(step_time.StepTimes, "_timed", timed)
     monkeypatch.setattr(Scorer, "__call__", lambda *args, **kwargs: None)
     made = Made(data, {}, Way(), capture=RecordedOps())
     monkeypatch.setattr(

@@ -19,7 +19,7 @@ from tiny_runs import BATCH, StopAt, assert_same_science, stop, train_tiny
 from torch.nn import functional
 
 from fastresnet.arch import get_arch
-from fastresnet.engine import warmup
+from fastresnet.engine import step_time, warmup
 from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import winograd_code
@@ -251,10 +251,10 @@ def test_a_run_with_it_resumes_to_the_same_bits(data: Path, runs: Path, tmp_path
 def test_the_faster_convolutions_are_taken(
     seconds: float, convs: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(search: warmup.Search, *args: Any, **kwargs: Any) -> float:
-        return seconds if search.step.way.convs == "winograd" else 1.0
+    def timed(times: step_time.StepTimes, *args: Any, **kwargs: Any) -> float:
+        return seconds if times.step.way.convs == "winograd" else 1.0
 
-    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    monkeypatch.setattr(step_time.StepTimes, "_timed", timed)
     overrides = {"arch": "n2-b1-c16", "epochs": 100}
     made_step = Made(data, overrides, Way())
     config = made_step.chosen.config.model_copy(update={"compile": "off", "convs": "auto"})
@@ -279,11 +279,11 @@ def test_the_faster_convolutions_are_taken(
 def test_slow_steps_are_measured_few_times(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Way] = []
 
-    def timed(search: warmup.Search, *args: Any, **kwargs: Any) -> float:
-        steps.append(search.step.way)
-        return 2.5 if search.step.way.convs == "winograd" else 5.0
+    def timed(times: step_time.StepTimes, *args: Any, **kwargs: Any) -> float:
+        steps.append(times.step.way)
+        return 2.5 if times.step.way.convs == "winograd" else 5.0
 
-    monkeypatch.setattr(warmup.Search, "_timed", timed)
+    monkeypatch.setattr(step_time.StepTimes, "_timed", timed)
     made_step = Made(data, {"arch": "n2-b1-c16", "epochs": 100}, Way())
     config = made_step.chosen.config.model_copy(
         update={"compile": "off", "kernels": "eager", "convs": "auto"}

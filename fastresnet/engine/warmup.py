@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import torch
-
-from fastresnet.atomic import explain_os_error
-from fastresnet.engine.machine import synchronise
 from fastresnet.engine.step import TrainStep
+from fastresnet.engine.step_time import StepTimes, cause_of
 from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
 from fastresnet.loaders.protocol import Batch
 from fastresnet.run import RunConfig
 
-NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
-NUM_TIMED = 3
-# Rounds in which two ways are compared, and about how long that may take; 2 rounds at least.
-NUM_COMPARED, COMPARED_S = 5, 10.0
-SLOW_STEP_S = 2.0  # from here on one timed step says enough
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
@@ -81,7 +71,7 @@ class Search:
         norms_obstacle: why no norm can be LLVM's; None when some can.
         choose_kernels: what ``kernels`` comes to.
         reasons: found so far, by option.
-        seconds: of a step on whole images, measured so far.
+        times: of steps, measured so far.
     """
 
     step: TrainStep
@@ -94,7 +84,10 @@ class Search:
     norms_obstacle: str | None
     choose_kernels: ChooseKernels
     reasons: dict[str, str] = field(default_factory=dict)
-    seconds: dict[Way, float] = field(default_factory=dict)
+    times: StepTimes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.times = StepTimes(step=self.step, batches=self.batches)
 
     def find(self) -> WarmUp:
         """Run a few steps in each way that may be the fastest, and take it.
@@ -117,7 +110,9 @@ class Search:
         self.step.take(way)
         self.step.forget_other_ways()
         full = self.batches[0].images.shape[-1]
-        step_s = {full: self._step_s(way)} | {size: self._measure_taken(way, size) for size in self.sizes}
+        step_s = {full: self.times.of(way)} | {
+            size: self.times.measure_taken(way, size) for size in self.sizes
+        }
         return WarmUp(step_s=step_s, way=way, reasons=self.reasons)
 
     def _measures(self, option: str) -> bool:
@@ -170,7 +165,7 @@ class Search:
         if obstacle is not None:
             return way
         long_enough = self.num_steps >= WORTH_GENERATING_STEPS
-        if not long_enough or self.num_steps * self._step_s(way) < WORTH_GENERATING_S:
+        if not long_enough or self.num_steps * self.times.of(way) < WORTH_GENERATING_S:
             self.reasons[option] = "the run is too short for measuring to pay"
             return way
         return self._faster(way, _changed(way, option, generated), option)
@@ -183,7 +178,7 @@ class Search:
         if self.config.compile == "auto" and self.config.kernels == "inductor":
             wanted, self.reasons["compile"] = "on", "as --kernels inductor asks"
         if wanted == "auto" or (self.step.device_type == "cuda" and self._measures("kernels")):
-            num_steps = WORTH_COMPILING_S[self.step.device_type] / self._step_s(plain)
+            num_steps = WORTH_COMPILING_S[self.step.device_type] / self.times.of(plain)
             worth = self.num_steps >= num_steps
         if wanted in ("on", "whole"):
             if missing is not None:
@@ -218,90 +213,23 @@ class Search:
 
     def _faster(self, first: Way, other: Way, option: str) -> Way:
         """Return ``other`` where its steps are faster than those of ``first`` by more than noise, else ``first``."""
-        first_s = self._step_s(first)
+        self.times.of(first)
         try:
-            self.seconds[other] = self._measure(other)
+            self.times.seconds[other] = self.times.measure(other)
         except Exception as error:
             if not self.step.ranks.is_alone:  # the others are in the midst of a step
                 raise UserError(
-                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {_cause(error)}; train "
+                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {cause_of(error)}; train "
                     f"with --{option} {PLAIN[option]}"
                 ) from error
-            self.reasons[option] = f"{_named(other, option)} failed: {_cause(error)}"
+            self.reasons[option] = f"{_named(other, option)} failed: {cause_of(error)}"
             return first
-        seconds: dict[Way, list[float]] = {first: [], other: []}
-        rounds = int(COMPARED_S / (first_s + self.seconds[other]))
-        for _ in range(min(max(rounds, 2), NUM_COMPARED)):
-            # In turn, so that what else the machine does slows both alike.
-            for way, times in seconds.items():
-                self.step.take(way)
-                times.append(self._timed(self.batches[0]))
-        medians = {way: statistics.median(times) for way, times in seconds.items()}
-        ratio = statistics.median(o / f for f, o in zip(seconds[first], seconds[other], strict=True))
+        first_s, other_s, ratio = self.times.compare(first, other)
         self.reasons[option] = (
-            f"a step took {_in_ms(medians[other])} {_named(other, option)}, "
-            f"{_in_ms(medians[first])} {_named(first, option)}"
+            f"a step took {_in_ms(other_s)} {_named(other, option)}, "
+            f"{_in_ms(first_s)} {_named(first, option)}"
         )
         return other if ratio < KEEP_RATIO else first
-
-    def _step_s(self, way: Way) -> float:
-        """Return the median seconds of a step in ``way`` on whole images, measured once."""
-        if way not in self.seconds:
-            self.seconds[way] = self._measure_taken(way)
-        return self.seconds[way]
-
-    def _measure_taken(self, way: Way, size: int | None = None) -> float:
-        """Return the median seconds of a step in a way that there is nothing to take in place of.
-
-        Raises:
-            UserError: such a step fails for another reason than too little memory.
-        """
-        special = {
-            "--compile": (way.compile, "off", way.compile != "off"),
-            "--kernels": (way.kernels, "eager", way.kernels not in ("eager", "inductor")),
-            "--convs": (way.convs, "direct", way.convs != "direct"),
-            "--graphs": ("on", "off", way.graphs),
-        }
-        taken = " ".join(f"{option} {value}" for option, (value, _, used) in special.items() if used)
-        instead = " ".join(f"{option} {plain}" for option, (_, plain, used) in special.items() if used)
-        try:
-            return self._measure(way, size)
-        except (UserError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if not taken:
-                raise
-            cause = getattr(error, "inner_exception", error)
-            if isinstance(cause, OSError):  # of files that compiled code is kept in
-                raise explain_os_error(cause, f"a step with {taken} failed") from error
-            raise UserError(f"a step with {taken} failed: {_cause(error)}; train with {instead}") from error
-
-    def _measure(self, way: Way, size: int | None = None) -> float:
-        """Return the median seconds of a step in ``way``, images resized to ``size``, after warming every shape."""
-        self.step.take(way)
-        batch, *others = self.batches
-        ema = self.step.state.ema
-        for other in others:
-            self._timed(other, size=size)
-        if ema is not None and ema.part.every > 1 and way != Way(kernels=way.kernels, convs=way.convs):
-            # Steps that move the average and steps that do not are compiled and captured apart.
-            for shape in self.batches:
-                for averaging in (False, True):
-                    self._timed(shape, averaging, size)
-        seconds = [self._timed(batch, size=size) for _ in range(NUM_WARM)]
-        num_timed = 1 if seconds[-1] > SLOW_STEP_S else NUM_TIMED
-        return statistics.median(self._timed(batch, size=size) for _ in range(num_timed))
-
-    def _timed(self, batch: Batch, averaging: bool | None = None, size: int | None = None) -> float:
-        state = self.step.state
-        at = state.step, state.epoch_step
-        synchronise(batch.images.device)
-        start = time.perf_counter()
-        self.step(batch, averaging=averaging, image_size=size or batch.images.shape[-1])
-        synchronise(batch.images.device)
-        seconds = self.step.ranks.highest(time.perf_counter() - start)  # so that all ranks decide alike
-        state.step, state.epoch_step = at  # schedules and draws know no step after the run's last
-        return seconds
 
 
 def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[bool]) -> WarmUp:
@@ -347,9 +275,3 @@ def _named(way: Way, option: str) -> str:
 def _in_ms(seconds: float) -> str:
     ms = seconds * 1e3
     return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
-
-
-def _cause(error: Exception) -> str:
-    """Return what failed, in a line: a compiler's own failure where torch.compile has wrapped it."""
-    cause = getattr(error, "inner_exception", error)
-    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
