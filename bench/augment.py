@@ -3,9 +3,9 @@
     python -m fastresnet.bench.augment --out FILE.json
 
 On the clock: one call of the recipe's augmentation on a batch that is on the device, and its share of the epoch's
-parameter table (drawn on the host and sent). The step is forward, loss, backward and update on a normalised batch;
-rounds of both are interleaved, so that a busy machine slows them alike. Off the clock: building, compiling and the
-first two calls of each. The share is the median augmentation over the median step.
+parameter table (drawn on the host and sent). The step is that of a run of the recipe ``fast``, done in the way its
+warm-up finds; rounds of both are interleaved, so that a busy machine slows them alike. Off the clock: building,
+compiling and the first two calls of each. The share is the median augmentation over the median step.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastresnet.assembly import open_data
 from fastresnet.augment import Augment
-from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, resolve_device, resolve_threads
-from fastresnet.losses import build_loss
-from fastresnet.optim import build_optimizer
+from fastresnet.bench.ladder import our_loop
+from fastresnet.engine.listener import Listener
+from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, synchronise
 from fastresnet.recipe import load_recipe
-from fastresnet.resnet import build_model
-from fastresnet.run import environment
+from fastresnet.run import RunConfig, environment
 
 RECIPES = ("fast", "r0-transform2", "r1-final-text", "r2-improved-resnet", "r3-resnet18-c42")
 NUM_SAMPLES = 50_000  # an epoch's, which the table is drawn for
-IMAGE_SIZE = 32
 
 
 def median_ms(seconds: list[float]) -> float:
@@ -39,66 +38,41 @@ def median_ms(seconds: list[float]) -> float:
     return round(1e3 * float(np.median(seconds)), 4)
 
 
-def build_training_step(batch_size: int, device: torch.device, amp_dtype: torch.dtype) -> Callable[[], None]:
-    """Return a function that makes one step of resnet24 with the ``fast`` recipe's optimizer and loss."""
-    recipe = load_recipe("fast")
-    model = build_model(recipe.arch_spec()).to(device).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, recipe.optimizer)
-    loss_of = build_loss(recipe.loss)
-    images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch_size,), device=device)
-
-    def step() -> None:
-        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
-            logits = model(images)
-        loss_of(logits, labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
 def measure(
-    batch_size: int = 128,
-    rounds: int = 15,
-    calls: int = 1,
-    device_wanted: str = "auto",
-    threads: int = 0,
-    compiled: bool = False,
+    config: RunConfig, batch_size: int = 128, rounds: int = 15, calls: int = 1, compiled: bool = False
 ) -> dict[str, Any]:
     """Return the record: the machine, the settings, the step's milliseconds and a row for each recipe.
 
-    Each round times ``calls`` calls between two waits for the device.
+    Args:
+        config: data, machine and way of the steps, as a run has them.
+        rounds: of everything, in turn; each times ``calls`` calls between two waits for the device.
+        compiled: compile the augmentations.
     """
-    device = resolve_device(device_wanted)
-    torch.set_num_threads(resolve_threads(threads))
-    amp = resolve_amp("auto", device)
+    recipe = load_recipe("fast").with_overrides({"arch": "resnet24", "epochs": 300, "batch_size": batch_size})
+    data = open_data(recipe, config, Listener())
+    loop = our_loop(data, recipe, config)
+    device = loop.device
+    amp = resolve_amp(config.amp, device)
     amp_dtype = AMP_DTYPES[amp]
     torch.manual_seed(0)
-    shape = (batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    image_size = data.dataset.image_size
+    images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     indices = torch.randperm(NUM_SAMPLES)[:batch_size].to(device)
     members = np.arange(NUM_SAMPLES)
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     def timed(function: Callable[[], object]) -> float:
-        wait()
+        synchronise(device)
         start = perf_counter()
         for _ in range(calls):
             function()
-        wait()
+        synchronise(device)
         return (perf_counter() - start) / calls
 
-    work: dict[str, Callable[[], object]] = {"step": build_training_step(batch_size, device, amp_dtype)}
+    work: dict[str, Callable[[], object]] = {"step": partial(next, loop.steps_alone)}
     tables: dict[str, Callable[[], object]] = {}
     for name in RECIPES:
-        augment = Augment(load_recipe(name).augment, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), IMAGE_SIZE).to(
+        augment = Augment(load_recipe(name).augment, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), image_size).to(
             device
         )
         tables[name] = partial(augment.begin_epoch, 0, 1, members, device)
@@ -135,6 +109,8 @@ def measure(
         "environment": environment(device_name(device), torch.get_num_threads()),
         "batch_size": batch_size,
         "amp": amp,
+        "step": loop.what,
+        "reasons": loop.reasons,
         "compiled": compiled,
         "rounds": rounds,
         "calls": calls,
@@ -153,14 +129,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15, help="of everything, interleaved")
     parser.add_argument("--calls", type=int, default=1, help="timed together in each round; some 20 on a GPU")
+    parser.add_argument("--data", default="shapes", help="whose images the steps learn")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 is all cores")
     parser.add_argument("--compile", action="store_true", help="compile the augmentations")
     chosen = parser.parse_args()
-    record = measure(
-        chosen.batch_size, chosen.rounds, chosen.calls, chosen.device, chosen.threads, chosen.compile
-    )
-    print(f"resnet24 step, batch {record['batch_size']}, {record['amp']}: {record['step_ms']:.1f} ms")
+    config = RunConfig(data=chosen.data, device=chosen.device, threads=chosen.threads)
+    record = measure(config, chosen.batch_size, chosen.rounds, chosen.calls, chosen.compile)
+    print(f"resnet24 step, batch {record['batch_size']}, {record['step']}: {record['step_ms']:.1f} ms")
     print(f"{'recipe':<20} {'batch ms':>9} {'table ms/epoch':>15} {'share of step':>14}")
     for row in record["rows"]:
         print(

@@ -72,8 +72,13 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def split_reference(reference: str) -> tuple[str, Which]:
-    """Return the run and the weights, ``last`` or ``best``, of ``RUN[:weights]``. Raises UserError for others."""
-    run, _, which = reference.partition(":")
+    """Return the run and the weights, ``last`` or ``best``, of ``RUN[:weights]``. Raises UserError for others.
+
+    A path may have colons of its own.
+    """
+    run, colon, which = reference.rpartition(":")
+    if not colon or os.sep in which or Path(reference).is_dir():
+        return reference, "last"
     if which in ("", "last"):
         return run, "last"
     if which == "best":

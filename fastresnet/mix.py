@@ -38,7 +38,7 @@ class MixDraw(NamedTuple):
 
 
 class Mix:
-    """Mixes each batch with a permutation of itself within blocks of ``part.block`` samples.
+    """Mixes each batch with a permutation of itself within blocks of ``part.block`` samples, or whole.
 
     Args:
         part: the recipe's mix.
@@ -62,14 +62,17 @@ class Mix:
         world_size: int = 1,
     ) -> None:
         local = batch_size // world_size
-        if world_size > 1 and local % part.block:
+        block = part.block or batch_size
+        if world_size > 1 and local % block:
+            whole = "" if part.block else ", the whole batch"
             raise UserError(
-                f"mix.block is {part.block}, and each of {world_size} processes holds {local} samples of "
+                f"mix.block is {part.block}{whole}, and each of {world_size} processes holds {local} samples of "
                 "a batch; choose a block that divides that number"
             )
         if world_size > 1 and not drop_last:
             raise UserError(f"{part.name} over {world_size} processes needs drop_last = true")
         self.part = part
+        self.block = block
         self.seed = seed
         self.offset = rank * local
 
@@ -78,7 +81,7 @@ class Mix:
         lam = beta(self.part.alpha, stream(self.seed, Purpose.MIXUP, epoch), step)
         key = stream(stream(self.seed, Purpose.PARTNER, epoch), Purpose.PARTNER, step)
         places = np.arange(self.offset, self.offset + num_images)
-        blocks = np.split(places, range(self.part.block, num_images, self.part.block))
+        blocks = np.split(places, range(self.block, num_images, self.block))
         partners = np.concatenate([permutation(key, block) for block in blocks]) - self.offset
         if self.part.name == "mixup":
             return MixDraw(lam, partners, (0, 0, 0, 0))

@@ -89,10 +89,10 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _blocks_fill_the_batch(self) -> Recipe:
-        if self.mix is not None and self.batch_size % self.mix.block:
+        if self.mix is not None and self.mix.block and self.batch_size % self.mix.block:
             raise Conflict(
                 f"mix.block is {self.mix.block}, which does not divide batch_size {self.batch_size}; "
-                "choose a divisor of it",
+                "choose a divisor of it, or 0 for the whole batch",
                 *("mix", "block"),
             )
         return self

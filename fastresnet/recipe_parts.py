@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fastresnet.errors import Conflict
@@ -33,7 +33,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Range = tuple[NonNegative, NonNegative]
 Triple = tuple[float, float, float]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 
@@ -156,12 +155,19 @@ class Mix(Part):
         name: ``mixup`` (Zhang et al. 2018) or ``cutmix`` (Yun et al. 2019).
         alpha: one lambda a batch from Beta(alpha, alpha).
         block: partners come from the same ``block`` consecutive samples of the global batch, so that ranks
-            which hold whole blocks need not exchange images. It divides the batch size.
+            which hold whole blocks need not exchange images. It divides the batch size; 0 is the whole batch.
     """
 
     name: Literal["mixup", "cutmix"]
     alpha: float = Field(default=1.0, gt=0, le=100)
-    block: int = Field(default=32, ge=2)
+    block: int = Field(default=32, ge=0)
+
+    @field_validator("block")
+    @classmethod
+    def _has_partners(cls, block: int) -> int:
+        if block == 1:
+            raise PydanticCustomError("block", "must be at least 2, or 0 for the whole batch")
+        return block
 
 
 class Loss(Part):

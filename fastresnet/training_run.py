@@ -82,6 +82,10 @@ class Run:
             )
         self._lead(path)
         self._open_data()
+        if self.recipe.schedule.name == "plateau" and "val" not in self.data.splits:
+            self.listener.on_notice(
+                "the lr is reduced by the test set itself, which flatters; --val 5000 holds images out for it"
+            )
         try:
             parent = None
             if weights is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fastresnet.augment import Augment
 from fastresnet.bench.augment import RECIPES, measure
 from fastresnet.loaders.dataset import Dataset
 from fastresnet.recipe import load_recipe
+from fastresnet.run import RunConfig
 from fastresnet.torchvision_import import import_torchvision
 
 import_torchvision()
@@ -310,9 +312,21 @@ def test_it_compiles_whole(uint8_images: torch.Tensor) -> None:
         assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_bench_measures_every_recipe_beside_the_step() -> None:
-    record = json.loads(json.dumps(measure(batch_size=2, rounds=1, threads=1, device_wanted="cpu")))
+def test_the_bench_measures_every_recipe_beside_the_step(image_tar: Path) -> None:
+    plain = {"compile": "off", "kernels": "eager", "convs": "direct"}
+    config = RunConfig.parse(data=str(image_tar), device="cpu", threads=1, **plain)
+    record = json.loads(json.dumps(measure(config, batch_size=2, rounds=1)))
     assert [row["recipe"] for row in record["rows"]] == list(RECIPES)
     for row in record["rows"]:
         amortised = row["batch_ms"] + row["table_ms_per_epoch"] / 25_000
         assert row["share_of_step"] == pytest.approx(amortised / record["step_ms"], rel=0.01, abs=1e-4)
+
+
+def test_augmentations_cost_less_than_a_tenth_of_a_step() -> None:
+    """As recorded, of a step in the way that a run does it."""
+    path = Path(__file__).resolve().parents[1] / "bench" / "records" / "augment-cpu.json"
+    record = json.loads(path.read_text())
+    assert [row["recipe"] for row in record["rows"]] == list(RECIPES)
+    assert all(0 < row["share_of_step"] < 0.1 for row in record["rows"])
+    fastest = min(record["step_ms_all"])
+    assert max(ms for row in record["rows"] for ms in row["batch_ms_all"]) < 0.1 * fastest

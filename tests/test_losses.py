@@ -15,6 +15,7 @@ from fastresnet.recipe_parts import Loss
 from fastresnet.recipe_parts import Mix as MixPart
 
 MIXUP, CUTMIX = MixPart(name="mixup", block=8), MixPart(name="cutmix", block=8)
+WHOLE = MixPart(name="mixup", block=0)
 
 
 def batch(n: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,3 +157,14 @@ def test_blocks_that_would_lie_in_two_processes_are_refused() -> None:
         Mix(MIXUP, seed=0, batch_size=32, drop_last=True, rank=0, world_size=8)
     with pytest.raises(UserError, match="needs drop_last = true"):
         Mix(MIXUP, seed=0, batch_size=32, rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"mix.block is 0, the whole batch, and each of 2 processes holds 16"):
+        Mix(WHOLE, seed=0, batch_size=32, drop_last=True, rank=0, world_size=2)
+
+
+def test_partners_of_the_whole_batch_are_a_permutation_of_it() -> None:
+    """As R0 mixed; an incomplete last batch too."""
+    mix = Mix(WHOLE, seed=0, batch_size=128)
+    for step, num_images in enumerate((128, 128, 72)):
+        partners = mix.draw(3, step, num_images, 32, 32).partners
+        assert sorted(partners) == list(range(num_images))
+        assert (np.abs(partners - np.arange(num_images)) >= 32).any()  # farther than any block of 32

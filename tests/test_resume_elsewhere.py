@@ -27,6 +27,7 @@ from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import BEST, LAST, load_last, read_checkpoint
 from fastresnet.engine.fit import Interrupted
 from fastresnet.errors import UserError
+from fastresnet.inference import load_weights, split_reference
 from fastresnet.kernels import dispatch
 from fastresnet.resnet import build_model
 from fastresnet.run import environment, machine_difference
@@ -197,6 +198,19 @@ def slow_by_order(state: dict[str, Any]) -> list[torch.Tensor]:
     held = [p for group in optimizer.param_groups for p in group["params"]]
     places = {id(p): place for place, p in enumerate(held)}
     return [state["optimizer"]["slow"][places[id(p)]] for p in model.parameters()]
+
+
+def test_a_path_may_have_colons(data: Path, tmp_path: Path) -> None:
+    """A run in such a folder could not be evaluated or exported."""
+    runs = tmp_path / "a:b"
+    run = train_tiny(data, runs, {"epochs": 1})
+    for reference, wanted in ((str(run), "last"), (f"{run}:last", "last"), (f"{run}:best", "best")):
+        assert split_reference(reference) == (str(run), wanted)
+        assert load_weights(reference, runs).which == wanted
+    colon = run.rename(runs / "c:d")
+    assert split_reference(str(colon)) == (str(colon), "last")
+    with pytest.raises(UserError, match="after the colon stands 'bets'; it must be last or best"):
+        split_reference(f"{colon}:bets")
 
 
 def test_weights_that_are_not_there_are_said_before_anything_slow(data: Path, runs: Path) -> None:

@@ -15,6 +15,7 @@ from tiny_runs import (
     STEPS,
     TINY_TEST,
     TINY_TRAIN,
+    Heard,
     tiny_config,
     tiny_recipe,
     train_tiny,
@@ -27,6 +28,8 @@ from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
 from fastresnet.inference import load_weights
 from fastresnet.loaders.dataset import hold_out, open_dataset
+from fastresnet.report.facts import results_table
+from fastresnet.report.records import read_run
 from fastresnet.resnet import build_model
 from fastresnet.training import train
 
@@ -110,6 +113,20 @@ def test_the_plateau_listens_to_every_epoch(data: Path, runs: Path) -> None:
     rates = [row["lr"] for row in json.loads((run / "result.json").read_text())["epochs"]]
     # Nothing betters the first epoch elevenfold, so each later one reduces.
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+
+
+@pytest.mark.parametrize("val", [0, 20])
+def test_a_plateau_of_the_test_set_says_that_it_flatters(val: int, data: Path, runs: Path) -> None:
+    """Nothing said so, while the best epoch chosen on the test set was marked."""
+    heard = Heard()
+    recipe = tiny_recipe({"schedule.name": "plateau", "epochs": 1})
+    result = train(recipe, tiny_config(data, val=val), runs_dir=runs, listener=heard)
+    told = [
+        text for text in heard.notices if "the lr is reduced by the test set itself, which flatters" in text
+    ]
+    assert len(told) == (0 if val else 1)
+    shown = results_table(read_run(result.run, runs))
+    assert any("it flatters" in str(row[-1]) for row in shown.rows if row[0] == "test") == (not val)
 
 
 def test_the_target_is_timed_at_its_first_crossing(data: Path, runs: Path) -> None:

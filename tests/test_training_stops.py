@@ -22,6 +22,8 @@ from fastresnet.engine.checkpoint import BEST, load_last, read_checkpoint
 from fastresnet.engine.evaluate import evaluate
 from fastresnet.engine.step import TrainStep
 from fastresnet.errors import UserError
+from fastresnet.report.curves import comparison_curves, run_curves
+from fastresnet.report.records import read_run
 from fastresnet.training import train
 
 
@@ -97,6 +99,13 @@ def test_an_evaluation_that_overflows_is_recorded_as_none(
     monkeypatch.setattr(fit, "evaluate", overflowing)
     result = train(tiny_recipe(), tiny_config(data), runs_dir=runs)
     assert result.test_loss is None and result.epochs[0]["test_loss"] is None and 0 < result.test_accuracy < 1
+
+    # Its curves were a traceback.
+    record = read_run(result.run, runs)
+    charts = {chart.name: chart for chart in (*run_curves(record), *comparison_curves([record, record]))}
+    assert charts["loss"].numbers.columns == ("epoch", "train")
+    assert "Losses that were not finite are left out." in charts["loss"].note
+    assert charts["accuracy"].numbers.columns == ("epoch", "train", "test")
 
 
 @pytest.mark.parametrize(

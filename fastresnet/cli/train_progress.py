@@ -234,12 +234,14 @@ def show_result(result: RunResult, runs_dir: Path) -> None:
     """Print what came of a run, where it lies and what to type next."""
     best, clocks = result.best, result.clocks
     on = dataset_shown(result.dataset["name"], result.dataset["is_builtin"])
+    split = best["chosen_on"]
+    tuned = split == "test" and result.recipe["schedule"]["name"] == "plateau"
     typer.echo(
         f"test accuracy on {on}: {result.test_accuracy:.4f} (loss {_loss(result.test_loss)}), last epoch, no TTA"
+        + (", the lr reduced by the test set itself, so it flatters" if tuned else "")
     )
     if result.test_accuracy_tta is not None:
         typer.echo(f"test accuracy on {on} with flip TTA: {result.test_accuracy_tta:.4f}")
-    split = best["chosen_on"]
     chosen = "the test set itself, so it flatters" if split == "test" else "the validation split"
     of_test = f", test {best['test_accuracy']:.4f}" if split != "test" else ""
     typer.echo(

@@ -80,7 +80,7 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
     epochs: list[list[Pixels]] = []
     headings = []
     try:
-        for epoch in range(NUM_EPOCHS):
+        for epoch in range(min(NUM_EPOCHS, recipe.epochs)):
             augment.begin_epoch(config.seed, epoch, members, "cpu")
             loader.set_epoch(epoch)
             (batch,) = loader
@@ -89,7 +89,7 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
             if mix is not None:
                 seen, targets = mix.apply(seen, batch.labels, epoch, 0)
                 heading += f", {float(targets.lam):.0%} own"
-            size = sizes[min(epoch, recipe.epochs - 1)]
+            size = sizes[epoch]
             if size != dataset.image_size:
                 seen = shrink(seen, size)
                 heading += f", {size}x{size}"

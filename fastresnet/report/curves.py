@@ -40,7 +40,7 @@ def run_curves(record: RunRecord, prefix: str = "") -> list[Chart]:
     marks = _marks(record)
     charts = []
     for what, write in (("loss", number), ("accuracy", percent)):
-        lines = [_line(split, joined, f"{split}_{what}") for split in splits]
+        lines = [line for split in splits if (line := _line(split, joined, f"{split}_{what}")).xs]
         ends = ", ".join(f"{line.label} {write(line.ys[-1])}" for line in lines)
         extra = _loss_note(record) if what == "loss" else _best_note(record)
         charts.append(
@@ -84,9 +84,9 @@ def comparison_curves(records: Sequence[RunRecord]) -> list[Chart]:
         ("compare-lr", "Learning rate", "lr", lambda value: f"{value:.3g}"),
     ):
         lines = [
-            _line(record.id, [(row["epoch"], row) for row in record.rows], key)
+            line
             for record in records
-            if any(key in row for row in record.rows)
+            if (line := _line(record.id, [(row["epoch"], row) for row in record.rows], key)).xs
         ]
         if not lines:
             continue
@@ -106,7 +106,8 @@ def comparison_curves(records: Sequence[RunRecord]) -> list[Chart]:
 
 
 def _line(label: str, joined: Iterable[tuple[int, dict[str, Any]]], key: str) -> Line:
-    points = [(epoch, row[key]) for epoch, row in joined if key in row]
+    """Return what the rows hold of ``key``; a loss that was not finite is None there, and has no point."""
+    points = [(epoch, row[key]) for epoch, row in joined if row.get(key) is not None]
     return Line(label=label, xs=tuple(x for x, _ in points), ys=tuple(y for _, y in points))
 
 
@@ -242,9 +243,14 @@ def _loss_note(record: RunRecord) -> str:
     smoothing = record.recipe.loss.label_smoothing
     reasons = [f"label smoothing {smoothing:g}"] if smoothing else []
     reasons += [record.recipe.mix.name] if record.recipe.mix else []
-    if not reasons:
-        return ""
-    return f"The training loss has {' and '.join(reasons)} in it and does not compare with the others."
+    notes = []
+    if reasons:
+        notes.append(
+            f"The training loss has {' and '.join(reasons)} in it and does not compare with the others."
+        )
+    if any(row.get(f"{split}_loss", 0) is None for split in SPLITS for row in record.rows):
+        notes.append("Losses that were not finite are left out.")
+    return " ".join(notes)
 
 
 def _numbers(caption: str, lines: list[Line], write: Any) -> Table:

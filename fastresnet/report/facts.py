@@ -74,7 +74,10 @@ def results_table(record: RunRecord) -> Table:
             ("val, the same", number(last["val_loss"]), percent(last["val_accuracy"]), "held out of train")
         )
     if test is not None:
-        rows.append(("test", number(test["loss"]), percent(test["accuracy"]), "last evaluation, no TTA"))
+        remark = "last evaluation, no TTA"
+        if record.recipe.schedule.name == "plateau" and "val_loss" not in last:
+            remark += "; the lr was reduced by these images: it flatters"
+        rows.append(("test", number(test["loss"]), percent(test["accuracy"]), remark))
         if test["accuracy_tta"] is not None:
             rows.append(("test, flip TTA", DASH, percent(test["accuracy_tta"]), "mean of image and mirror"))
     if best:
