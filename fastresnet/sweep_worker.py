@@ -30,9 +30,9 @@ LOOK_EVERY_S = 2.0  # how often a worker without a cell looks again
 class _Hopeless(Exception):
     """A cell's accuracy is below the median of the others at the same epoch."""
 
-    def __init__(self, accuracy: float) -> None:
-        super().__init__(accuracy)
-        self.accuracy = accuracy
+    def __init__(self, epoch: int, split: str, accuracy: float) -> None:
+        super().__init__(epoch, split, accuracy)
+        self.epoch, self.split, self.accuracy = epoch, split, accuracy
 
 
 def run_name(key: str, cell: Cell) -> str:
@@ -122,7 +122,9 @@ class Worker:
             self._release(claim, "interrupted")
             raise
         except _Hopeless as stop:
-            self.store.prune(claim, stop.accuracy, {**attrs, "accuracy": stop.accuracy})
+            # Not as `accuracy`: that is of the last epoch on test, and this may be neither.
+            at = {"epoch": stop.epoch, "split": stop.split, "accuracy": stop.accuracy}
+            self.store.prune(claim, stop.accuracy, {**attrs, "pruned_at": at})
         except UserError as error:
             self.store.fail(claim, str(error), attrs)
         except Exception as error:
@@ -218,7 +220,8 @@ class _Pruning:
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._listener.on_epoch(row)
-        accuracy = row.get("val_accuracy", row.get("test_accuracy"))
+        split = "val" if "val_accuracy" in row else "test"
+        accuracy = row.get(f"{split}_accuracy")
         if accuracy is None:
             return  # this epoch was not evaluated
         try:
@@ -227,7 +230,7 @@ class _Pruning:
             self._listener.on_notice(str(error))
             return
         if hopeless:
-            raise _Hopeless(accuracy)
+            raise _Hopeless(row["epoch"], split, accuracy)
 
 
 def _free_memory() -> None:

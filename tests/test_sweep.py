@@ -22,6 +22,7 @@ pytest.importorskip("optuna")
 from sweep_cases import FILE, GRID, Notes, fastresnet, rows_of, run, sweep_file
 
 from fastresnet.cli import sweep as command
+from fastresnet.cli.sweep_progress import SweepProgress
 from fastresnet.sweep import SweepRun
 from fastresnet.sweep_filter import CellFilter
 from fastresnet.sweep_progress import status_of
@@ -251,14 +252,28 @@ grid = { C = [2, 3] }
     assert rows_of(read_sealed_json(tmp_path / "tiny" / "table.json"), "state") == [("failed",)]
 
 
-def test_hopeless_cells_are_stopped_early(tmp_path: Path, data: Path) -> None:
+def test_hopeless_cells_are_stopped_early(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cells = '[grid]\nC = [4]\n"optimizer.lr" = [0.003, 0.01, 0.03, 0.06, 1e-9]\n'
     file = sweep_file(tmp_path, cells, epochs=5)
-    table = run(file, data, tmp_path, prune=True)
+    held_out = config(data).model_copy(update={"val": 10})
+    given = replace(options(data, tmp_path, prune=True), config=held_out)
+    first = Notes()
+    table = SweepRun(load_sweep(str(file)), given, first).run()
     assert rows_of(table, "state") == [("done",)] * 4 + [("pruned",)]
+    # What it was stopped at is of the validation split, so it stands in the remark and is compared with nothing.
+    at = table["rows"][4]["pruned_at"]
+    assert at["split"] == "val" and 2 <= at["epoch"] <= 5 and 0 <= at["accuracy"] <= 1
+    assert table["rows"][4]["accuracy"] is None and rows_of(table, "pruned_at")[:4] == [(None,)] * 4
+    words = f"pruned at validation accuracy {at['accuracy']:.4f} after epoch {at['epoch']}"
+    assert f"|  | {words} |" in markdown(table)
     assert not (tmp_path / "tiny" / table["rows"][4]["run"] / "result.json").exists()
     again = Notes()
-    assert run(file, data, tmp_path, again, prune=True) == table and again.started == []
+    assert SweepRun(load_sweep(str(file)), given, again).run() == table and again.started == []
+    cell = load_sweep(str(file)).cells()[4]
+    SweepProgress(several=True).on_cell_end(cell, first.ended[-1][1], status_of("", {}, {}))
+    assert f"stopped{words.removeprefix('pruned')}, below the median" in capsys.readouterr().out
 
 
 def test_a_bug_fails_its_cell_and_ends_the_worker(tmp_path: Path, data: Path) -> None:
