@@ -246,33 +246,48 @@ class ArchSpec:
 def widest_under(
     budget: int, stages: int, blocks: int | Sequence[int], *, num_classes: int = 10, image_size: int = 32
 ) -> ArchSpec:
-    """Return the widest spec with at most ``budget`` parameters: C doubles a stage, global pooling.
+    """Return the widest plain spec with at most ``budget`` parameters: F=3, K=1, C doubles a stage, global pooling.
 
     Raises:
         UserError: not even one channel fits, or ``stages`` or ``blocks`` is out of range.
     """
-    budget = _integer("budget", budget, 1, 1 << 62)
     stages = _integer("number of stages", stages, 1, MAX_STAGES)
     counts = (blocks,) * stages if isinstance(blocks, int) else tuple(blocks)
-
-    def spec(width: int) -> ArchSpec:
-        return ArchSpec(blocks=counts, channels=tuple(width << i for i in range(len(counts))))
-
     if len(counts) != stages:
         raise UserError(f"blocks has {len(counts)} values for {stages} stages; give 1 value or {stages}")
+    plain = ArchSpec(blocks=counts, channels=(1,) * stages)
+    return widest_like(plain, budget, num_classes=num_classes, image_size=image_size)
+
+
+def widest_like(template: ArchSpec, budget: int, *, num_classes: int = 10, image_size: int = 32) -> ArchSpec:
+    """Return ``template`` with the widest C, doubling a stage, that has at most ``budget`` parameters.
+
+    All else is the template's; a stem whose width is its own keeps it.
+
+    Raises:
+        UserError: not even one channel fits, or the network does not take images of this size.
+    """
+    budget = _integer("budget", budget, 1, 1 << 62)
+
+    def spec(width: int) -> ArchSpec:
+        return template.replace(channels=tuple(width << i for i in range(template.num_stages)))
+
     least = spec(1).num_params(num_classes, image_size)
     if least > budget:
         raise UserError(f"no width fits a budget of {budget:,} parameters: one channel takes {least:,}")
-    fits, limit = (
-        1,
-        (MAX_CHANNELS >> (stages - 1)) + 1,
-    )  # the widest known to fit; one known not to be allowed
+    # The widest known to fit, and one known not to be allowed.
+    fits, limit = 1, (MAX_CHANNELS >> (template.num_stages - 1)) + 1
     while limit - fits > 1:
         middle = (fits + limit) // 2
         if spec(middle).num_params(num_classes, image_size) <= budget:
             fits = middle
         else:
             limit = middle
+    # A stage 1 that puts out as many channels as a stem of its own width needs no projection: it may take fewer
+    # parameters than a narrower one.
+    alike, rest = divmod(template.stem_channels or 0, template.expansion)
+    if not rest and fits < alike <= MAX_CHANNELS >> (template.num_stages - 1):
+        fits = alike if spec(alike).num_params(num_classes, image_size) <= budget else fits
     return spec(fits)
 
 

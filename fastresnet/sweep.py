@@ -126,6 +126,7 @@ class SweepRun:
         Raises:
             UserError: as :meth:`prepare`; all that is left was begun on another machine; no cell of a step came
                 out, so that the next has nothing to start from.
+            CellBroke: a cell failed by a bug or a broken device; a fresh process can go on with the others.
             Interrupted: a signal asked to stop; the cell that was being trained waits for its next worker.
         """
         chosen: Settings = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.arch import ArchSpec, widest_under
+from fastresnet.arch import ArchSpec, widest_like
 from fastresnet.catalogue import CATALOGUE, CatalogueEntry
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.recipe import Recipe
@@ -116,29 +116,37 @@ class CellMaker:
             raise KeyMistake("epochs", "epochs is set by the sweep itself; leave --epochs out")
         base = self._base(str(merged.pop("recipe", self.recipe)))
         letters = {key: merged.pop(key) for key in LETTERS if key in merged}
+        widest = letters.get("C") == WIDEST
         try:
             recipe = base.with_overrides(merged)
             spec = recipe.arch_spec()
         except UserError as error:
             raise KeyMistake(mentioned(str(error), merged), str(error)) from None
         for key, value in letters.items():
+            if key == "C" and widest:
+                continue  # what fits depends on all the others
             try:
                 spec = self._with_letter(spec, key, value)
             except UserError as error:
                 raise KeyMistake(key, f"{key} is {value!r}: {error}") from None
-        if letters:
-            # The recipe's own activation and dropout are in the slug by now; setting them again changes nothing.
-            recipe = recipe.with_overrides({"arch": spec.slug})
         try:
+            spec.validate_for(self.image_size)
+            if widest:
+                spec = self._widest(spec)
+            if letters:
+                # The recipe's own activation and dropout are in the slug by now; setting them again changes nothing.
+                recipe = recipe.with_overrides({"arch": spec.slug})
             count = spec.num_params(self.num_classes, self.image_size)
             multiply_adds = spec.num_multiply_adds(self.num_classes, self.image_size)
             recipe.image_sizes(self.image_size)
+        except KeyMistake:
+            raise
         except UserError as error:
             given = {**settings, **self.common}
             resizing = [key for key in given if key.startswith("resize") and str(error).startswith("resize")]
             blamed = next((key for key in (*resizing, "P", "N", "arch") if key in given), "recipe")
             raise KeyMistake(blamed, str(error)) from None
-        row = self._printed_row(spec, widest=letters.get("C") == WIDEST)
+        row = self._printed_row(spec, widest)
         if accuracy is None and row is not None:
             accuracy, params, note = row.printed_accuracy, row.printed_params, note or _note(row, spec)
         elif accuracy is None and "recipe" in settings and base.reported and recipe == base:
@@ -167,19 +175,17 @@ class CellMaker:
         except UserError as error:
             raise KeyMistake("recipe", str(error)) from None
 
-    def _with_letter(self, spec: ArchSpec, letter: str, value: Value) -> ArchSpec:
-        """Return ``spec`` with a letter of the arch space set, for all stages."""
-        if letter == "C" and value == WIDEST:
+    def _widest(self, spec: ArchSpec) -> ArchSpec:
+        """Return ``spec`` with the widest C, doubling a stage, that the budget allows."""
+        try:
             if self.budget is None:
                 raise UserError("the widest that fits needs a budget; give the sweep one")
-            widest = widest_under(
-                self.budget,
-                spec.num_stages,
-                spec.blocks,
-                num_classes=self.num_classes,
-                image_size=self.image_size,
-            )
-            return spec.replace(channels=widest.channels)
+            return widest_like(spec, self.budget, num_classes=self.num_classes, image_size=self.image_size)
+        except UserError as error:
+            raise KeyMistake("C", f"C is {WIDEST!r}: {error}") from None
+
+    def _with_letter(self, spec: ArchSpec, letter: str, value: Value) -> ArchSpec:
+        """Return ``spec`` with a letter of the arch space set, for all stages."""
         if letter == "P" and value == GLOBAL:
             return spec.replace(pool=None)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -204,11 +210,12 @@ class CellMaker:
         return spec.replace(**changes[letter])
 
     def _printed_row(self, spec: ArchSpec, widest: bool) -> CatalogueEntry | None:
-        """Return the printed row of a network; one of another C counts where C is the widest that fits."""
+        """Return the printed row of a network; one that differs in C alone counts where C is the widest."""
         rows = [entry for entry in CATALOGUE if entry.table == self.printed_table]
         found = [entry for entry in rows if entry.spec == spec]
         if not found and widest:
-            found = [entry for entry in rows if entry.spec.blocks == spec.blocks]
+            alike = [entry for entry in rows if entry.spec.blocks == spec.blocks]
+            found = [entry for entry in alike if entry.spec.replace(channels=spec.channels) == spec]
         return found[0] if found else None
 
 

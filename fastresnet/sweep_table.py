@@ -22,7 +22,8 @@ def row(step: str, cell: Cell, record: Record | None, is_best: bool = False) -> 
     """Return a cell as a row of JSON types; ``is_best`` where a sequence's next step starts from it.
 
     ``state`` is ``done``, ``pruned``, ``failed``, ``running``, ``waiting`` or ``over budget``. ``accuracy`` is that of
-    the last epoch on test (of a pruned cell, of its last epoch); ``own_epochs`` those of the sweep as stated, which
+    the last epoch on test, None unless the cell is done; ``pruned_at`` the ``epoch``, ``split`` (``val`` or ``test``)
+    and ``accuracy`` at which a pruned cell was stopped, else None; ``own_epochs`` those of the sweep as stated, which
     ``epochs`` may replace; ``run`` the run's folder, from the sweep's; ``chosen_on`` the split, ``val`` or ``test``, by
     which cells are compared.
     """
@@ -35,7 +36,8 @@ def row(step: str, cell: Cell, record: Record | None, is_best: bool = False) -> 
         "own_epochs": cell.own_epochs,
         "params": cell.params,
         "printed_params": cell.printed_params,
-        "accuracy": attrs.get("accuracy"),
+        "accuracy": attrs.get("accuracy") if state == "done" else None,
+        "pruned_at": attrs.get("pruned_at") if state == "pruned" else None,
         "printed_accuracy": cell.printed_accuracy,
         "state": state,
         "run": attrs.get("run"),
@@ -93,15 +95,40 @@ def find_table(name: str, sweeps_dir: Path) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"no sweep {name!r} in {sweeps_dir}{did_you_mean(name, names)}{known}")
 
 
+def accuracy_of(entry: Mapping[str, Any]) -> float | None:
+    """Return the test accuracy of a row's last epoch; None unless its cell is done.
+
+    In tables of earlier versions a pruned cell's ``accuracy`` is what it was stopped at, which may be on validation.
+    """
+    accuracy: float | None = entry["accuracy"] if entry["state"] == "done" else None
+    return accuracy
+
+
+def pruned_at(at: Mapping[str, Any] | None) -> str:
+    """Return at what a cell was stopped, in words: `` at validation accuracy 0.3100 after epoch 2``.
+
+    It is empty where that is not known, as in tables of earlier versions.
+    """
+    if at is None:
+        return ""
+    split = "validation" if at["split"] == "val" else "test"
+    return f" at {split} accuracy {at['accuracy']:.4f} after epoch {at['epoch']}"
+
+
+def remark(entry: Mapping[str, Any]) -> str:
+    """Return what is to be said of a row: how its cell stands unless it is done, what was wrong, and its note."""
+    state = "" if entry["state"] == "done" else entry["state"] + pruned_at(entry.get("pruned_at"))
+    return "; ".join(filter(None, (state, entry["error"], entry["note"])))
+
+
 def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return a table's headings and its cells as texts, a list a row; the last column is remarks."""
     lines = []
     for entry in content["rows"]:
-        ours, printed = entry["accuracy"], entry["printed_accuracy"]
+        ours, printed = accuracy_of(entry), entry["printed_accuracy"]
         counts = f"{entry['params']:,}"
         if entry["printed_params"] not in (None, entry["params"]):
             counts += f" (printed {entry['printed_params']:,})"
-        remark = "" if entry["state"] == "done" else entry["state"]
         lines.append(
             [
                 *(str(entry["cell"].get(column, "")) for column in content["columns"]),
@@ -109,7 +136,7 @@ def texts(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 "" if ours is None else f"{ours:.4f}",
                 "" if printed is None else f"{printed:.4f}",
                 "" if ours is None or printed is None else f"{ours - printed:+.4f}",
-                "; ".join(filter(None, (remark, entry["error"], entry["note"]))),
+                remark(entry),
             ]
         )
     return [*content["columns"], "parameters", "accuracy", "printed", "difference", "remark"], lines

@@ -27,12 +27,19 @@ from fastresnet.training import MachineDiffers, resume, train
 LOOK_EVERY_S = 2.0  # how often a worker without a cell looks again
 
 
+class CellBroke(Exception):
+    """A cell failed by a bug or a broken device and is recorded; what is left needs a fresh process.
+
+    Its ``__cause__`` is what was raised.
+    """
+
+
 class _Hopeless(Exception):
     """A cell's accuracy is below the median of the others at the same epoch."""
 
-    def __init__(self, accuracy: float) -> None:
-        super().__init__(accuracy)
-        self.accuracy = accuracy
+    def __init__(self, epoch: int, split: str, accuracy: float) -> None:
+        super().__init__(epoch, split, accuracy)
+        self.epoch, self.split, self.accuracy = epoch, split, accuracy
 
 
 def run_name(key: str, cell: Cell) -> str:
@@ -75,6 +82,7 @@ class Worker:
 
         Raises:
             UserError: what is left was begun on another machine, or the database cannot be used.
+            CellBroke: a cell failed by something else than a mistake of the user's.
             Interrupted: a signal asked to stop; the cell waits for its next worker.
         """
         name = f"{platform.node()}:{os.getpid()}"
@@ -83,7 +91,12 @@ class Worker:
             in_use = {key for key, until in self._in_use.items() if until > now}
             claim = self.store.take(in_use | set(self._refused), name)
             if claim is not None:
-                self._end(claim, self._try(claim))
+                try:
+                    put_back = self._try(claim)
+                except CellBroke:
+                    self._end(claim, None)
+                    raise
+                self._end(claim, put_back)
                 continue
             records = self.store.records()
             unfinished = {key for key in self.cells if records[key].state in ("waiting", "running")}
@@ -108,6 +121,7 @@ class Worker:
         watched = cast(Listener, _Told(self.listener, self.told))
         if self.prune:
             watched = cast(Listener, _Pruning(watched, self.store, claim))
+        broke = False
         try:
             with self.store.beating(claim):
                 result = self._resume(run, watched) if begun else self._train(cell, run, watched)
@@ -122,13 +136,16 @@ class Worker:
             self._release(claim, "interrupted")
             raise
         except _Hopeless as stop:
-            self.store.prune(claim, stop.accuracy, {**attrs, "accuracy": stop.accuracy})
+            # Not as `accuracy`: that is of the last epoch on test, and this may be neither.
+            at = {"epoch": stop.epoch, "split": stop.split, "accuracy": stop.accuracy}
+            self.store.prune(claim, stop.accuracy, {**attrs, "pruned_at": at})
         except UserError as error:
             self.store.fail(claim, str(error), attrs)
         except Exception as error:
             # A bug of ours, or a broken device: the cell has failed, and this process is not to be trusted.
+            broke = True
             self.store.fail(claim, f"{type(error).__name__}: {error}", attrs)
-            raise
+            raise CellBroke(f"{cell.label} failed") from error
         except BaseException:
             self._release(claim, "interrupted")
             raise
@@ -139,7 +156,8 @@ class Worker:
                     f"{cell.label} was taken for dead meanwhile; its next worker has the result"
                 )
         finally:
-            _free_memory()
+            if not broke:  # a broken device would raise again, and this process ends
+                _free_memory()
         return None
 
     def _release(self, claim: Claim, reason: str) -> str:
@@ -218,7 +236,8 @@ class _Pruning:
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         self._listener.on_epoch(row)
-        accuracy = row.get("val_accuracy", row.get("test_accuracy"))
+        split = "val" if "val_accuracy" in row else "test"
+        accuracy = row.get(f"{split}_accuracy")
         if accuracy is None:
             return  # this epoch was not evaluated
         try:
@@ -227,7 +246,7 @@ class _Pruning:
             self._listener.on_notice(str(error))
             return
         if hopeless:
-            raise _Hopeless(accuracy)
+            raise _Hopeless(row["epoch"], split, accuracy)
 
 
 def _free_memory() -> None:

@@ -9,7 +9,7 @@ from arch_strategies import specs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastresnet.arch import ArchSpec, Dropout, get_arch, widest_under
+from fastresnet.arch import ArchSpec, Dropout, get_arch, widest_like, widest_under
 from fastresnet.errors import UserError
 from fastresnet.slug import parse_slug
 
@@ -189,6 +189,39 @@ def test_widest_under_is_the_widest(budget: int, stages: int, blocks: int) -> No
         return
     width = widest_under(budget, stages, blocks).channels[0]
     assert params(width) <= budget < params(width + 1)
+
+
+@pytest.mark.parametrize(
+    "slug",
+    [
+        "n3-b2-c8-f5",
+        "n3-b2-c8-f1",
+        "n3-b2-c8-k3",
+        "n3-b2-c8-p1",
+        "n3-b2-c8-stem7",
+        "n3-b2-c8-stem3x64",
+        "n3-b2-c8-bottleneck",
+        "n3-b0,2,1-c8-maxpool",
+    ],
+)
+def test_the_widest_like_a_network_is_the_widest(slug: str) -> None:
+    template = parse_slug(slug)
+
+    def wide(width: int) -> ArchSpec:
+        return template.replace(channels=(width, 2 * width, 4 * width))
+
+    found = widest_like(template, 5_000_000, num_classes=7, image_size=33)
+    width = found.channels[0]
+    assert found == wide(width) and width > 8
+    assert wide(width).num_params(7, 33) <= 5_000_000 < wide(width + 1).num_params(7, 33)
+
+
+def test_the_widest_may_be_that_of_the_stem() -> None:
+    template = parse_slug("n1-b1-c8-stem3x64")
+    counts = {width: template.replace(channels=(width,)).num_params() for width in (63, 64, 65)}
+    assert counts[64] < counts[63] < counts[65]
+    for budget in (counts[64], counts[63] - 1, counts[63]):
+        assert widest_like(template, budget).channels == (64,)
 
 
 def test_widest_under_may_spend_the_whole_budget() -> None:

@@ -13,6 +13,7 @@ from made_data import write_npz
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.bench.record import typed_command
 from fastresnet.sweep_spec import Sweep, load_sweep
+from fastresnet.sweep_store import Record
 from fastresnet.sweep_table import markdown, row, table
 
 pytest.importorskip("optuna")
@@ -87,6 +88,21 @@ def test_a_command_on_record_has_no_password_and_no_path(url: str, monkeypatch: 
     assert typed_command() == (
         "fastresnet sweep my.toml --storage URL --data=j75 --data=j75 --insert=docs/own.md --storage=URL --cells C=2..4"
     )
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_pruned_cell_has_no_accuracy_beside_the_printed_one(older: bool) -> None:
+    cell = next(cell for cell in load_sweep("r0-optimizers").cells() if cell.printed_accuracy == 0.8265)
+    at = {"epoch": 2, "split": "val", "accuracy": 0.31}
+    entry = row("", cell, Record(state="pruned", attrs={"accuracy": 0.31} if older else {"pruned_at": at}))
+    assert entry["accuracy"] is None
+    if older:  # a table of an earlier version has it
+        entry = {**entry, "accuracy": 0.31}
+        del entry["pruned_at"]
+    given = {"dataset_name": "x", "dataset_is_builtin": False, "seed": 0, "limit_train": None}
+    *_, line = markdown(table("r0-optimizers", "", [entry], given)).splitlines()
+    remark = "pruned" if older else "pruned at validation accuracy 0.3100 after epoch 2"
+    assert line.endswith(f"| 0.8265 | {remark} |") and "-0.5165" not in line
 
 
 def test_fewer_epochs_than_the_sweeps_own_are_said() -> None:

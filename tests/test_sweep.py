@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,14 @@ pytest.importorskip("optuna")
 from sweep_cases import FILE, GRID, Notes, fastresnet, rows_of, run, sweep_file
 
 from fastresnet.cli import sweep as command
+from fastresnet.cli.sweep_progress import SweepProgress
 from fastresnet.sweep import SweepRun
 from fastresnet.sweep_filter import CellFilter
 from fastresnet.sweep_progress import status_of
 from fastresnet.sweep_spec import load_sweep
 from fastresnet.sweep_store import Record
 from fastresnet.sweep_table import caption, find_table, markdown
+from fastresnet.sweep_worker import CellBroke
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,14 +255,28 @@ grid = { C = [2, 3] }
     assert rows_of(read_sealed_json(tmp_path / "tiny" / "table.json"), "state") == [("failed",)]
 
 
-def test_hopeless_cells_are_stopped_early(tmp_path: Path, data: Path) -> None:
+def test_hopeless_cells_are_stopped_early(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cells = '[grid]\nC = [4]\n"optimizer.lr" = [0.003, 0.01, 0.03, 0.06, 1e-9]\n'
     file = sweep_file(tmp_path, cells, epochs=5)
-    table = run(file, data, tmp_path, prune=True)
+    held_out = config(data).model_copy(update={"val": 10})
+    given = replace(options(data, tmp_path, prune=True), config=held_out)
+    first = Notes()
+    table = SweepRun(load_sweep(str(file)), given, first).run()
     assert rows_of(table, "state") == [("done",)] * 4 + [("pruned",)]
+    # What it was stopped at is of the validation split, so it stands in the remark and is compared with nothing.
+    at = table["rows"][4]["pruned_at"]
+    assert at["split"] == "val" and 2 <= at["epoch"] <= 5 and 0 <= at["accuracy"] <= 1
+    assert table["rows"][4]["accuracy"] is None and rows_of(table, "pruned_at")[:4] == [(None,)] * 4
+    words = f"pruned at validation accuracy {at['accuracy']:.4f} after epoch {at['epoch']}"
+    assert f"|  | {words} |" in markdown(table)
     assert not (tmp_path / "tiny" / table["rows"][4]["run"] / "result.json").exists()
     again = Notes()
-    assert run(file, data, tmp_path, again, prune=True) == table and again.started == []
+    assert SweepRun(load_sweep(str(file)), given, again).run() == table and again.started == []
+    cell = load_sweep(str(file)).cells()[4]
+    SweepProgress(several=True).on_cell_end(cell, first.ended[-1][1], status_of("", {}, {}))
+    assert f"stopped{words.removeprefix('pruned')}, below the median" in capsys.readouterr().out
 
 
 def test_a_bug_fails_its_cell_and_ends_the_worker(tmp_path: Path, data: Path) -> None:
@@ -267,8 +285,9 @@ def test_a_bug_fails_its_cell_and_ends_the_worker(tmp_path: Path, data: Path) ->
             raise ZeroDivisionError("a bug")
 
     file = sweep_file(tmp_path, "[grid]\nC = [2, 3]\n")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(CellBroke, match="C=2 failed") as caught:
         run(file, data, tmp_path, Broken())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     table = run(file, data, tmp_path)
     assert rows_of(table, "state", "error") == [("failed", "ZeroDivisionError: a bug"), ("done", None)]
 
@@ -337,6 +356,59 @@ def test_the_command_explains_what_is_wrong(tmp_path: Path, data: Path) -> None:
     assert process.returncode == 2
     assert shown == f"fastresnet: error: {path}:13: C is 0: it must be a whole number from 1 or 'widest'\n"
     assert not (tmp_path / "sweeps").exists()
+
+
+BREAKING = """\
+import sys
+from fastresnet.cli.main import main
+from fastresnet.sweep_worker import Worker
+
+def broken(*_):
+    raise RuntimeError("the device is lost")
+
+Worker._train = broken
+main()
+"""
+
+
+def test_the_command_goes_on_in_a_fresh_process_after_a_bug(tmp_path: Path, data: Path) -> None:
+    sweep_file(tmp_path)
+    script = tmp_path / "breaking.py"  # in this process every cell would fail
+    script.write_text(BREAKING)
+    words = [
+        "sweep",
+        "tiny.toml",
+        "--data",
+        str(data),
+        "--compile",
+        "off",
+        "--device",
+        "cpu",
+        "--retry-failed",
+    ]
+    ended = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
+    table = read_sealed_json(tmp_path / "sweeps" / "tiny" / "table.json")
+    assert rows_of(table, "state") == [("failed",), ("done",), ("done",)], ended.stderr
+    assert table["rows"][0]["error"] == "RuntimeError: the device is lost"
+    assert ended.returncode == 1 and "1 cell failed; --retry-failed tries again" in ended.stdout
+    assert "C=2: failed: RuntimeError: the device is lost; 1 of 3 cells done" in ended.stdout
+    assert "Traceback" in ended.stderr and len(table["commands"]) == 1
+    states = [state for _, state in trials(tmp_path / "sweeps" / "tiny" / "study.db")]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]  # each was tried once
+
+
+def test_a_lost_device_leaves_the_cells_waiting(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    command._check_device(options(data, data.parent))
+    monkeypatch.setattr(torch, "ones", lost)
+    with pytest.raises(
+        UserError, match=r"cpu computes nothing any more \(CUDA error: .*the same command goes on"
+    ):
+        command._check_device(options(data, data.parent))
 
 
 def test_a_list_is_counted_for_the_data(data: Path, tmp_path: Path) -> None:

@@ -290,3 +290,32 @@ def test_a_wrong_filter_is_explained(text: str, message: str) -> None:
 def test_a_sequence_takes_no_filter() -> None:
     with pytest.raises(UserError, match="--cells is for sweeps of one step"):
         select_steps(load_sweep("r3-sequential").all_cells(), [CellFilter.parse("C=42")])
+
+
+@pytest.mark.parametrize(
+    ("setting", "slug"),
+    [
+        ("F = 5", "n3-b2-c{}-f5"),
+        ("F = 1", "n3-b2-c{}-f1"),
+        ("P = 1", "n3-b2-c{}-p1"),
+        ("stem = 7", "n3-b2-c{}-stem7"),
+        ('arch = "n3-b2-c8-bottleneck"', "n3-b2-c{}-bottleneck"),
+        ('arch = "n3-b0,2,1-c8-maxpool"', "n3-b0,2,1-c{}-maxpool"),
+    ],
+)
+def test_the_widest_is_that_of_the_cells_own_network(tmp_path: Path, setting: str, slug: str) -> None:
+    arch = "" if setting.startswith("arch") else 'arch = "n3-b2-c8"\n'
+    given = 'name = "mine"\nrecipe = "r1-joint"\nbudget = 5_000_000\nprinted_table = "r1-table8"\n'
+    text = f'{given}[set]\n{arch}{setting}\n[grid]\nC = ["widest"]\n'
+    (cell,) = load_sweep(written(tmp_path, text)).cells()
+    width = cell.spec.channels[0]
+    assert cell.settings == {"C": width} and cell.spec == get_arch(slug.format(width))
+    assert cell.params <= 5_000_000 < get_arch(slug.format(width + 1)).num_params()
+    assert cell.recipe.arch_spec() == cell.spec
+    assert cell.printed_accuracy is None  # the table's networks are others
+
+
+def test_a_pool_beyond_the_last_map_is_blamed_on_p(tmp_path: Path) -> None:
+    text = 'name = "mine"\nrecipe = "r1-joint"\nbudget = 5_000_000\n[grid]\nC = ["widest"]\nP = [99]\n'
+    with pytest.raises(UserError, match=r"mine\.toml:6: pool \(P\) is 99"):
+        load_sweep(written(tmp_path, text)).cells()

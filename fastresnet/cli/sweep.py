@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -34,6 +36,7 @@ from fastresnet.words import counted
 if TYPE_CHECKING:
     from fastresnet.sweep import SweepOptions
     from fastresnet.sweep_spec import Sweep
+    from fastresnet.sweep_worker import CellBroke
 
 PARENT_LOOK_S = 0.5  # how often a worker looks whether the command that started it lives
 
@@ -112,6 +115,7 @@ def sweep(
     compile_: Compile = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each worker.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    go_on: Annotated[bool, typer.Option("--go-on", hidden=True)] = False,
 ) -> int:
     """Train a grid of networks or settings, each cell once; the same command goes on where it stopped."""
     if name is None:
@@ -155,6 +159,7 @@ def sweep(
     with named_as_typed(given):
         config = RunConfig.parse(**{key: value for key, value in given.items() if value is not None})
     check_loader(config.loader)
+    again = go_on or parent is not None  # another process of this command has begun
     options = SweepOptions(
         name=study,
         sweeps_dir=sweeps_dir,
@@ -162,29 +167,35 @@ def sweep(
         config=config,
         filters=filters,
         prune=prune,
-        retry_failed=retry_failed and parent is None,
+        retry_failed=retry_failed and not again,
         heartbeat_s=heartbeat,
         allow_different_machine=allow_different_machine,
-        command=typed_command() if parent is None else None,
+        command=None if again else typed_command(),
     )
     if parent is not None:
         _follow(parent)
-    return _run(chosen, options, workers, is_child=parent is not None)
+    return _run(chosen, options, workers, is_child=parent is not None, goes_on=go_on)
 
 
-def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) -> int:
+def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool, goes_on: bool) -> int:
     from fastresnet.cli.sweep_progress import SweepProgress, show_table
     from fastresnet.engine.fit import Interrupted
     from fastresnet.sweep import SweepRun
+    from fastresnet.sweep_worker import CellBroke
 
     progress = SweepProgress(several=is_child)
     try:
+        if goes_on:
+            _check_device(options)
         running = SweepRun(sweep, options, progress)
-        if not is_child:
+        if not is_child and not goes_on:
             running.prepare()
-        if num_workers > 1:
-            _run_workers(num_workers, options)
+        if num_workers > 1 and not _run_workers(num_workers, options):
+            _check_device(options)
         content = running.run()
+    except CellBroke as broke:
+        progress.close()
+        _go_on_anew(broke)
     except (Interrupted, Stopped) as stop:
         progress.close()
         if not is_child:
@@ -201,8 +212,44 @@ def _run(sweep: Sweep, options: SweepOptions, num_workers: int, is_child: bool) 
     return 1 if failed else 0
 
 
-def _run_workers(number: int, options: SweepOptions) -> None:
-    """Run this command ``number`` times at once, and wait for all; a signal is passed on, and they save."""
+def _go_on_anew(broke: CellBroke) -> NoReturn:
+    """Put a fresh process in place of this one, for the cells that are left; the failed one is recorded."""
+    traceback.print_exception(broke.__cause__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for name in os.listdir("/proc/self/fd"):  # what a driver opened must not hold the device any longer
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
+    words = [word for word in sys.argv[1:] if word != "--go-on"]
+    os.execv(sys.executable, [sys.executable, "-m", "fastresnet", *words, "--go-on"])
+
+
+def _check_device(options: SweepOptions) -> None:
+    """Compute something after a cell broke: on a lost device each cell left would fail, by no fault of its own.
+
+    Raises:
+        UserError: the device cannot compute.
+    """
+    import torch
+
+    from fastresnet.assembly import resolve_machine
+
+    _, device = resolve_machine(options.config)
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError as error:
+        raise UserError(
+            f"{device} computes nothing any more ({error}), so the cells left wait; once it does, the same command "
+            "goes on"
+        ) from error
+
+
+def _run_workers(number: int, options: SweepOptions) -> bool:
+    """Run this command ``number`` times at once, and wait for all; a signal is passed on, and they save.
+
+    Returns whether all ended well.
+    """
     arguments = [*sys.argv[1:], "--workers", "1", "--parent", str(os.getpid())]
     if not options.config.threads:
         arguments += ["--threads", str(max(1, len(os.sched_getaffinity(0)) // number))]
@@ -223,6 +270,7 @@ def _run_workers(number: int, options: SweepOptions) -> None:
         for process in processes:
             process.wait()
         raise
+    return not any(process.returncode for process in processes)
 
 
 def _environments(number: int, device: str) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from fastresnet.engine.listener import RunInfo
 from fastresnet.run import duration
 from fastresnet.sweep_cells import Cell
 from fastresnet.sweep_progress import Status, SweepListener
+from fastresnet.sweep_table import caption, pruned_at, texts
 from fastresnet.words import counted
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class SweepProgress(TrainProgress, SweepListener):
         if record.state == "failed":
             came_of_it = f"failed: {attrs['error']}"
         elif record.state == "pruned":
-            came_of_it = f"stopped at {attrs['accuracy']:.4f}, below the median of the others at that epoch"
+            came_of_it = (
+                f"stopped{pruned_at(attrs.get('pruned_at'))}, below the median of the others at that epoch"
+            )
         elif record.state == "done":
             came_of_it = f"{attrs['accuracy']:.4f}"
             if cell.printed_accuracy is not None:
@@ -91,8 +94,6 @@ def where_it_stands(status: Status) -> str:
 
 def show_table(content: Mapping[str, Any]) -> None:
     """Print a sweep's table beside the printed figures."""
-    from fastresnet.sweep_table import caption, texts
-
     typer.echo(f"\n{content['title'] or content['name']}\n{caption(content)}\n")
     _print_table(*texts(content), num_left=len(content["columns"]))
 

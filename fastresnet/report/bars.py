@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from fastresnet.report.chart import SERIES, Chart, colour, draw, percent_axis
 from fastresnet.report.tables import percent
+from fastresnet.sweep_table import accuracy_of
 
 Rows = Sequence[Mapping[str, Any]]
 STEP = "step"  # the key that tells a sequence's studies apart
@@ -45,9 +46,9 @@ class Bars:
 def sweep_charts(rows: Rows, columns: Sequence[str], on: str) -> list[Chart]:
     """Return a chart for each of a sweep's studies that has an accuracy, ours or printed, for two cells.
 
-    A pruned cell's accuracy is of fewer epochs, and is not drawn.
+    A cell that is not done has no bar.
     """
-    rows = [{**row, "accuracy": row["accuracy"] if row["state"] == "done" else None} for row in rows]
+    rows = [{**row, "accuracy": accuracy_of(row)} for row in rows]
     charts = []
     steps = list(dict.fromkeys(row["cell"].get(STEP, "") for row in rows))
     for step in steps:

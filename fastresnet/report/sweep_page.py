@@ -11,7 +11,7 @@ from fastresnet.report.facts import Tile
 from fastresnet.report.records import ABOUT_DATA
 from fastresnet.report.tables import DASH, Bar, Table, Value, count, percent, points
 from fastresnet.report.writing import Written, render, write_page
-from fastresnet.sweep_table import caption, find_table
+from fastresnet.sweep_table import accuracy_of, caption, find_table, remark
 from fastresnet.words import dataset_shown
 
 Rows = Sequence[Mapping[str, Any]]
@@ -87,20 +87,18 @@ def _tiles(rows: Rows) -> list[Tile]:
 def _table(rows: Rows, columns: Sequence[str], on: str) -> Table:
     lines = []
     for row in rows:
-        ours, printed = row["accuracy"], row["printed_accuracy"]
+        ours, printed = accuracy_of(row), row["printed_accuracy"]
         accuracy: Value = DASH if ours is None else Bar(percent(ours), ours)
-        both = row["state"] == "done" and printed is not None
-        remarks = ("" if row["state"] == "done" else row["state"], row["error"], row["note"])
         lines.append(
             (
                 *(str(row["cell"].get(column, DASH)) for column in columns),
                 accuracy,
                 percent(printed),
-                points(ours - printed) if both else DASH,
+                DASH if ours is None or printed is None else points(ours - printed),
                 count(row["params"]),
                 DASH if row["printed_params"] is None else count(row["printed_params"]),
                 row["arch"],
-                "; ".join(filter(None, remarks)),
+                remark(row),
             )
         )
     numbers = ("accuracy", "printed", "difference in points", "parameters", "printed parameters")
