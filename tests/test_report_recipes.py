@@ -324,6 +324,33 @@ def test_every_key_is_stated_or_chosen(name: str) -> None:
             assert {"None": "none", "False": "kept"}.get(str(value), str(value)) in choices[what], key
 
 
+# Figures and words without which an erratum does not say what is wrong.
+ERRATA = {
+    "r0-resnet24-as-run": ("r0-plain (91.09%)", "50 epochs", "no schedule", "on test", "r0-step, 92.98%"),
+    "r0-resnet24-as-printed": ("94.8% test", "validation accuracy (94.84%)", "94.59%"),
+    "r0-plain": ("93.98%", "mixup", "a quarter of the epochs", "no schedule"),
+    "r0-continue": ("94.8% test", "validation accuracy (94.84%)", "94.59%"),
+    "r1-joint": ("seven rows", "not the widest under 5M", "six feasible rows"),
+    "r1-single": ("P=3", "global pooling"),
+    "r1-final-text": ("notebook", ".01", "r1-final-notebook"),
+    "r1-final-notebook": ("text", ".001", "r1-final-text"),
+    "r3-resnet18-c42": ("mean of per-batch accuracies", "64 and 80", "11,173,962 and 17,454,170"),
+}
+
+
+def test_errata_say_what_is_wrong() -> None:
+    printed = {name: load_recipe(name).reported for name in STATED}
+    told = {name: reported.erratum for name, reported in printed.items() if reported and reported.erratum}
+    assert told.keys() == ERRATA.keys()
+    assert {name: [word for word in words if word not in told[name]] for name, words in ERRATA.items()} == {
+        name: [] for name in ERRATA
+    }
+    plain, step, mixed = (load_recipe(name) for name in ("r0-plain", "r0-step", "r0-resnet24-as-run"))
+    assert mixed.epochs == 4 * plain.epochs and plain.schedule.name == "constant"
+    parts = step.model_dump(include={"epochs", "optimizer", "schedule", "augment", "val"})
+    assert parts == mixed.model_dump(include=set(parts))  # like for like: mixup alone differs
+
+
 def test_every_report_recipe_is_checked() -> None:
     assert {*STATED, "fast"} == set(recipe_names())
 
