@@ -174,10 +174,19 @@ def test_dropout_stands_where_a_row_says(what: str, wanted: dict[str, float]) ->
     assert made == wanted
 
 
+def test_cosine_has_the_reports_lengths() -> None:
+    schedules = [recipe.schedule.model_dump() for recipe in recipes_of("R0 and R2, cosine annealing")]
+    stated = ("name", "t_max", "per", "min_factor", "warmup")
+    assert [tuple(each[key] for key in stated) for each in schedules] == [
+        ("cosine", t_max, "epoch", 0, 0) for t_max in (200, 400)
+    ]
+
+
 def test_a_wrong_name_in_a_command_would_be_found() -> None:
     for command in (
         "fastresnet train --recipe r9",
         "fastresnet train --set optimizer.name=adan",
+        "fastresnet train --set schedule.name=one-cycle --set schedule.warmup=0.1",
         "fastresnet archs resnet25",
         "fastresnet sweep r1-c --cells D=2",
     ):
