@@ -283,7 +283,7 @@ COMPARED = {f"schedule.{key}": "schedule" for key in ("name", "t_max", "per")}
 CHOSEN: dict[str, dict[str, str]] = {
     "r0-resnet24-as-run": BY_MIXED,
     "r0-resnet24-as-printed": {**BY_MIXED, "epochs": "epochs"},
-    "r0-plain": {"schedule.name": "schedule"},
+    "r0-plain": {"schedule.name": "schedule", "val": "whether images are held out"},
     "r0-step": {"epochs": "epochs"},
     "r0-continue": {**BY_MIXED, "epochs": "epochs"},
     "r0-transform2": BY_MIXED,
@@ -322,6 +322,18 @@ def test_every_key_is_stated_or_chosen(name: str) -> None:
     for key, what in chosen.items():
         for value in made[key] if isinstance(made[key], tuple) else (made[key],):
             assert {"None": "none", "False": "kept"}.get(str(value), str(value)) in choices[what], key
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"r0-optimizers-{name}" for name in OPTIMIZERS), "r1-joint", "r2-improved-resnet"]
+)
+def test_what_no_key_shows_is_told_too(name: str) -> None:
+    """Which epoch's accuracy is taken for the printed one, and that a split which is optional is used."""
+    recipe = load_recipe(name)
+    choices = {choice.what: choice.chosen for choice in recipe.open_choices}
+    assert choices["which epoch's accuracy is printed"] == "the last epoch's"
+    held_out = "5,000, by seed 43" if recipe.val else None
+    assert choices.get("whether images are held out") == held_out
 
 
 # Figures and words without which an erratum does not say what is wrong.
