@@ -70,7 +70,10 @@ def npz_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``$FASTRESNET_IMAGES`` (a folder or tar of images), else a tar of 500 made JPEGs in ten classes."""
+    """``$FASTRESNET_IMAGES`` (a folder or tar of images), else a tar of 500 made JPEGs in ten classes.
+
+    In CI the variable names CIFAR-10-J75 where that is at hand; the made images are stripes.
+    """
     chosen = os.environ.get("FASTRESNET_IMAGES")
     if chosen:
         return Path(chosen)

@@ -50,7 +50,7 @@ def augment_part(text: str) -> parts.Augment:
 
 @pytest.fixture(scope="module")
 def uint8_images(real_dataset: Dataset) -> torch.Tensor:
-    """uint8 [N, 3, 32, 32], channels-last: real images."""
+    """uint8 [N, 3, 32, 32], channels-last: made JPEGs, or those that ``$FASTRESNET_IMAGES`` names."""
     images = torch.from_numpy(np.array(real_dataset.train.images[:N]))
     assert images.shape[1:] == (SIZE, SIZE, 3)
     return images.permute(0, 3, 1, 2)

@@ -1,4 +1,8 @@
-"""Every packaged recipe trains two epochs on real images, resumes to the same bits, and gives a report page."""
+"""Every packaged recipe trains two epochs on a few images, resumes to the same bits, and gives a report page.
+
+The images are made JPEGs of stripes, or where ``$FASTRESNET_IMAGES`` names CIFAR-10's, a few of those: see
+``real_images``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ NUM_TRAIN, NUM_VAL, NUM_TEST, BATCH = 80, 16, 40, 32
 
 @pytest.fixture(scope="module")
 def few(real_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few of the real images, of every class."""
+    """A few images of ``real_dataset``, of every class."""
     arrays = {"class_names": np.array(real_dataset.class_names)}
     for name, split, count in (
         ("train", real_dataset.train, NUM_TRAIN),

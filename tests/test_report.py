@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from family import CLASSES, NUM_TEST, Family, family, pages, refused, typed
+from family import CLASSES, NUM_TEST, NUM_VAL, Family, family, pages, refused, typed
 from page_reader import Element, read_page, table
 from PIL import Image
+from tiny_runs import TINY_TRAIN
 
 from fastresnet.evaluation import evaluate_samples
 from fastresnet.recipe import load_recipe
@@ -25,6 +27,7 @@ from fastresnet.report.printed import setting_note
 from fastresnet.report.records import read_run
 from fastresnet.report.writing import Written, render, write_page
 from fastresnet.run import RunConfig
+from fastresnet.schedule import build_schedule
 
 __all__ = ["family", "pages"]  # fixtures
 
@@ -39,6 +42,16 @@ def page(pages: dict[str, Written]) -> Element:
 def comparison(pages: dict[str, Written]) -> Element:
     """The page about both runs."""
     return read_page(pages["both"].page)
+
+
+def columns(shown: Element) -> list[str]:
+    return [cell.text for cell in shown.one("thead").all("th")]
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run recorded of each of its epochs."""
+    epochs: list[dict[str, Any]] = json.loads((folder / "result.json").read_text())["epochs"]
+    return epochs
 
 
 def check_readable(page: Element) -> None:
@@ -129,12 +142,37 @@ def test_curves_join_the_runs_that_led_here(family: Family, page: Element) -> No
         best,
     )
     assert (own.start, len(own.rows)) == (best, 2)
-    rows = table(page, "Accuracy by epoch").rows()
-    assert [row[0] for row in rows] == [str(epoch) for epoch in range(1, best + 3)]
-    joined = [row["test_accuracy"] for segment in record.segments for row in segment.rows]
-    assert [row[3] for row in rows] == [f"{accuracy:.2%}" for accuracy in joined]
+    parents, own_rows = (epochs_of(folder) for folder in (family.parent, family.child))
+    joined = parents[:best] + own_rows
+    for what, style in (("Loss", ".4f"), ("Accuracy", ".2%")):
+        shown = table(page, f"{what} by epoch")
+        assert columns(shown) == ["epoch", "train", "val", "test"]
+        keys = [f"{split}_{what.lower()}" for split in ("train", "val", "test")]
+        assert shown.rows() == [
+            [str(epoch), *(format(row[key], style) for key in keys)] for epoch, row in enumerate(joined, 1)
+        ]
     assert f"from {before.run[-6:]}:best" in page.text
     assert f"The first {best} of the epochs shown are of {before.run}" in page.text
+
+
+def test_the_learning_rate_curve_is_the_schedules(family: Family, page: Element) -> None:
+    """At each epoch's last step, first of the parent and then, counted anew, of the child."""
+    best = json.loads((family.parent / "result.json").read_text())["best"]["epoch"]
+    rates = []
+    for folder, shown in ((family.parent, best), (family.child, 2)):
+        recipe = read_run(str(folder), family.runs_dir).recipe
+        steps = (TINY_TRAIN - NUM_VAL) // recipe.batch_size
+        schedule = build_schedule(recipe.schedule, recipe.epochs, steps)
+        rates += [recipe.optimizer.lr * schedule.factor(epoch * steps - 1) for epoch in range(1, shown + 1)]
+    assert len(set(rates)) > 1
+    rows = table(page, "Learning rate by epoch").rows()
+    assert rows == [[str(epoch), f"{rate:.3g}"] for epoch, rate in enumerate(rates, 1)]
+    (label,) = (
+        svg.attributes["aria-label"]
+        for svg in page.all("svg")
+        if svg.attributes["aria-label"].startswith("Learning rate")
+    )
+    assert f"from {rates[0]:g} to {rates[-1]:g}, highest {max(rates):g}" in label
 
 
 def test_confusion_counts_every_test_image(family: Family, page: Element) -> None:
@@ -191,6 +229,22 @@ def test_runs_side_by_side(family: Family, comparison: Element) -> None:
     assert differing["recipe.mix.name"] == ["\u2013", "mixup"] and "recipe.mix" not in differing
     assert [h2.text for h2 in comparison.all("h2")][2:] == [f"n2-b1-c4 fast ({name})" for name in ids]
     assert len([t for t in comparison.all("table") if t.one("caption").text.startswith("Confusion")]) == 2
+
+
+def test_curves_of_two_runs_are_those_that_each_learned(family: Family, comparison: Element) -> None:
+    names = [folder.name[-6:] for folder in (family.parent, family.child)]
+    parents, childs = (epochs_of(folder) for folder in (family.parent, family.child))
+    for caption, key, style in (
+        ("Test accuracy on tiny by epoch", "test_accuracy", ".2%"),
+        ("Training loss on tiny by epoch", "train_loss", ".4f"),
+        ("Learning rate by epoch", "lr", ".3g"),
+    ):
+        shown = [t for t in comparison.all("table") if t.one("caption").text.startswith(caption)]
+        (both,) = (t for t in shown if columns(t) == ["epoch", *names])
+        wanted = [[format(row[key], style) for row in rows] for rows in (parents, childs)]
+        assert both.rows() == [
+            [str(epoch), *values] for epoch, values in enumerate(zip_longest(*wanted, fillvalue="\u2013"), 1)
+        ]
 
 
 def test_figures_lie_beside_the_page_as_png(family: Family, pages: dict[str, Written]) -> None:
