@@ -33,6 +33,7 @@ from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.run import RunConfig, git_sha
+from fastresnet.signals import held
 
 SEARCH_SEEDS = 1_000_000  # a search's runs take seeds from here on, the figures' from 0: never the same
 
@@ -219,7 +220,8 @@ class Board:
 
     def _add(self, run: dict[str, Any], job: Job) -> None:
         self.record["runs"].append(run)
-        self.save(self.record)
+        with held():
+            self.save(self.record)
         self.tell(_told(run, job))
 
 

@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from _thread import start_new_thread
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -77,18 +79,44 @@ def raise_stopped() -> None:
     def ask(signum: int) -> None:
         raise Stopped(signum)
 
+    def again(signum: int) -> None:
+        time.sleep(AGAIN_S)
+        os.kill(os.getpid(), signum)
+
     def unraisable(lost: sys.UnraisableHookArgs) -> None:
         if isinstance(lost.exc_value, Stopped):
             on_stop(ask)
-            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), lost.exc_value.signum))
-            again.daemon = True
-            again.start()
+            # Not a threading.Thread: this may be amid the start of one, whose lock is taken.
+            start_new_thread(again, (lost.exc_value.signum,))
         else:
             others(lost)
 
     others = sys.unraisablehook
     sys.unraisablehook = unraisable
     on_stop(ask)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Act on a signal that comes within at the end: code that is called from C++ may lose or replace what is raised.
+
+    In other threads than the main one, which signals do not interrupt, nothing is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    ours = {signum: handler for signum, handler in handlers.items() if callable(handler)}
+    for signum in ours:
+        signal.signal(signum, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for signum, handler in ours.items():
+            signal.signal(signum, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def ask_to_stop(signum: int) -> None:

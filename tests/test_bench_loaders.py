@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from train_processes import FAR
 from typer.testing import CliRunner, Result
 
 from fastresnet.bench import isolated
@@ -213,8 +214,8 @@ def test_ctrl_c_keeps_what_is_done(npz_file: Path, tmp_path: Path) -> None:
             if "numba: " in line:
                 break
         os.kill(process.pid, signal.SIGINT)
-        process.stderr.read()
-        assert process.wait() == 130
+        process.communicate(timeout=FAR)
+        assert process.returncode == 130
     record = json.loads(out.read_text())
     assert record["interrupted"] == "SIGINT"
     rows = {row["name"]: row for row in record["rows"]}

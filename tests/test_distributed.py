@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from optional_parts import need
@@ -40,7 +42,7 @@ from fastresnet.losses import Filter
 from fastresnet.torchrun import Launch, read_launch
 from fastresnet.training import MachineDiffers, resume, train
 
-FAR = 600.0  # seconds after which a process that should have ended or spoken is taken to hang
+FAR = 300.0  # seconds after which a process that should have ended or spoken is taken to hang
 # Gradients are added up in another order. Three epochs of the cases make at most a tenth of this of it.
 RTOL, ATOL = 2e-4, 2e-6
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -308,6 +310,9 @@ def test_torchrun_starts_a_lost_rank_again_and_the_run_goes_on_by_itself(data: P
         os.kill(int(children[-1]), signal.SIGKILL)
         said, errors = job.communicate(timeout=FAR)
     finally:
+        with contextlib.suppress(psutil.Error):
+            for rank in psutil.Process(job.pid).children(recursive=True):  # which hold its pipes
+                rank.kill()
         job.kill()
         job.communicate()
     run = find_run("last", folder / "runs")

@@ -14,6 +14,7 @@ import pytest
 from made_data import write_npz
 from optional_parts import need
 from postgres_server import postgres_server
+from train_processes import FAR
 
 from fastresnet.atomic import read_sealed_json
 from fastresnet.sweep_database import Database
@@ -50,7 +51,8 @@ def running_worker(url: str, pids: set[int]) -> int:
     """Return the process of a worker that is in the middle of a cell."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    while True:
+    end = time.monotonic() + FAR
+    while time.monotonic() < end:
         with contextlib.suppress(SQLAlchemyError):  # there are no tables yet
             for _, worker, state in trials(url):
                 if state == "RUNNING" and ":" in worker:  # which it says as soon as it has taken the cell
@@ -58,6 +60,7 @@ def running_worker(url: str, pids: set[int]) -> int:
                     assert pid in pids
                     return pid
         time.sleep(0.05)
+    pytest.fail("no worker was seen in the middle of a cell")
 
 
 def test_four_workers_over_postgresql_one_killed(url: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fastresnet.signals import Stopped, raise_stopped
+from fastresnet.signals import Stopped, held, raise_stopped
 
 
 @pytest.mark.usefixtures("signals_of_its_own")
@@ -31,3 +31,18 @@ def test_a_stop_amid_a_callback_is_not_lost() -> None:
             time.sleep(10)
     finally:
         gc.callbacks.remove(amid_a_collection)
+
+
+@pytest.mark.usefixtures("signals_of_its_own")
+def test_a_signal_amid_what_must_not_be_torn_is_acted_on_at_its_end() -> None:
+    """A board's figure is drawn by C++, which made another error of the stop, or none."""
+    raise_stopped()
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    done = []
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the rest")
+    assert done and before == [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with held():
+        pass  # and nothing, where none came

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +41,12 @@ def started(
         text=True,
         start_new_session=True,
     )
+    watch = threading.Timer(FAR, process.kill)  # so that nothing reads its output for ever
+    watch.start()
     try:
         yield process
     finally:
+        watch.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -108,8 +112,12 @@ class Terminal:
     def close(self) -> int:
         """Close the terminal's window; return the exit code."""
         os.close(self.screen)
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        end = time.monotonic() + FAR
+        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.02)
+        return os.waitstatus_to_exitcode(ended[1])
 
 
 def screen_lines(shown: str) -> list[str]:
