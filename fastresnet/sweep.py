@@ -7,6 +7,7 @@ another, which finds the run folder and resumes it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -108,7 +109,7 @@ class SweepRun:
         except OSError as error:
             raise explain_os_error(error, f"cannot make the sweep's folder {self.folder}") from error
         self._rows: dict[str, list[dict[str, Any]]] = {}  # by step
-        self._commands = self._commands_so_far()
+        self._begun_anew = False  # so that the table there is of other settings
 
     def prepare(self) -> None:
         """Enqueue the first step's cells, so that what is wrong shows before any worker starts; tell of the data.
@@ -161,8 +162,7 @@ class SweepRun:
         )
         store.enqueue(retry_failed)
 
-        if store.begun_anew:  # with other settings: what was typed before made nothing
-            self._commands = [self.options.command] if self.options.command else []
+        self._begun_anew |= store.begun_anew
 
         def note() -> dict[str, Any]:
             records = store.records()
@@ -200,12 +200,14 @@ class SweepRun:
             "heartbeat_s": self.options.heartbeat_s,
         }
 
-    def _commands_so_far(self) -> list[str]:
-        """Return what was typed for this sweep until now, this time included, each command once."""
-        try:
-            before = read_sealed_json(self.folder / TABLE_JSON).get("commands", [])
-        except UserError:  # there is none yet, or it is damaged: it is about to be written
-            before = []
+    def _commands(self) -> list[str]:
+        """Return what was typed for this sweep until now, here or in a process beside it, each command once."""
+        before = []
+        if not self._begun_anew:  # else what was typed before made nothing
+            with contextlib.suppress(
+                UserError
+            ):  # there is none yet, or it is damaged: it is about to be written
+                before = read_sealed_json(self.folder / TABLE_JSON).get("commands", [])
         own = [self.options.command] if self.options.command else []
         return list(dict.fromkeys([*before, *own]))
 
@@ -213,9 +215,10 @@ class SweepRun:
         """Write the table as far as it is known, and return it."""
         conditions = {**self.conditions, **self._described}
         rows = [entry for step in self.sweep.steps for entry in self._rows.get(step, [])]
-        content = table(self.name, self.sweep.spec.title, rows, conditions, left_out, self._commands)
         with self.database.errors(), self.database.lock(self.name):
+            content = table(self.name, self.sweep.spec.title, rows, conditions, left_out, self._commands())
             write_table(self.folder, content)
+            self._begun_anew = False
         return content
 
 

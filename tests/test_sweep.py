@@ -78,6 +78,20 @@ def test_a_sweep_trains_each_cell_once_and_makes_a_table(tmp_path: Path, data: P
     assert [state for _, state in trials(folder / "study.db")] == ["COMPLETE"] * 2
 
 
+def test_commands_at_once_are_all_told(tmp_path: Path, data: Path) -> None:
+    """The one that ended last left out what had been typed since it began."""
+    file = sweep_file(tmp_path)
+    first, second = (
+        SweepRun(
+            load_sweep(str(file)), options(data, tmp_path, filters=(CellFilter.parse(cells),), command=cells)
+        )
+        for cells in ("C=2", "C=3")
+    )
+    first.prepare()
+    assert second.run()["commands"] == ["C=2", "C=3"]
+    assert first.run()["commands"] == ["C=2", "C=3"]
+
+
 def test_cells_left_out_can_be_trained_later(tmp_path: Path, data: Path) -> None:
     file = sweep_file(tmp_path)
     filters = (CellFilter.parse("C=3"),)
