@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from family import Family, family, refused, typed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from page_reader import read_page, table
 from PIL import Image
 from test_report import check_readable
@@ -160,6 +162,27 @@ def test_intervals_of_accuracies() -> None:
     low, high = facts.wilson(0.9, 10_000)
     assert (low, high) == pytest.approx((0.89396, 0.90573), abs=1e-5)
     assert facts.wilson(1.0, 10)[1] == pytest.approx(1) and facts.wilson(0.0, 10)[0] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["r1-c", "r0-optimizers"])
+def test_the_legend_of_a_picture_is_beside_its_title(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lay one upon the other."""
+    drawn = []
+
+    class Kept(Figure):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr("fastresnet.report.chart.Figure", Kept)
+    content = cells(name)
+    sweep_charts(content["rows"], content["columns"], "CIFAR-10-J75")
+    for figure in drawn:
+        FigureCanvasAgg(figure).draw()
+        legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+        boxes = [legend.get_window_extent() for legend in legends if legend is not None]
+        title = next(text for text in figure.texts if "Test accuracy" in text.get_text())
+        assert boxes and not any(box.overlaps(title.get_window_extent()) for box in boxes)
 
 
 def cells(name: str, **conditions: Any) -> dict[str, Any]:

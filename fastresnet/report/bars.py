@@ -141,7 +141,16 @@ def _chart(name: str, title: str, bars: Bars) -> Chart:
         elif handles:
             handles = [Line2D([], [], color=colour(SERIES[0]), linewidth=7, label="ours"), *handles]
         if handles:
-            figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+            # Of the axes, above them: a figure's own legend would lie under its title.
+            axes.legend(
+                handles=handles,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0.2,
+                ncols=3,
+                frameon=False,
+                fontsize=8.5,
+            )
 
     return draw(
         name,
