@@ -24,6 +24,7 @@ from fastresnet.loaders.protocol import LoaderSpec, Split
 from fastresnet.loaders.registry import default_backend, open_loader
 from fastresnet.loaders.sources import Progress
 from fastresnet.recipe import Recipe
+from fastresnet.recipe_parts import Tta
 from fastresnet.resnet import build_model
 from fastresnet.run import RunConfig
 
@@ -36,7 +37,8 @@ class Evaluation(BaseModel):
         dataset, split: what it was evaluated on; ``is_builtin`` marks drawn images.
         num_samples: how many images.
         accuracy, loss: without TTA.
-        accuracy_tta: with flip TTA, None when not asked for.
+        tta: what it was evaluated with too: ``none`` where that was not asked for.
+        accuracy_tta: with that; None without.
     """
 
     run: str
@@ -47,6 +49,7 @@ class Evaluation(BaseModel):
     num_samples: int
     accuracy: float
     loss: float
+    tta: Tta
     accuracy_tta: float | None
 
 
@@ -84,6 +87,9 @@ def evaluate_run(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a run (path, name, id or ``last``; ``:best`` for its best weights) with the precision it was trained in.
+
+    Args:
+        tta: evaluate with TTA too: the recipe's, ``flip`` where that has none.
 
     Raises:
         UserError: no such run, data set or split; weights, classes or image size that do not fit.
@@ -164,9 +170,10 @@ def _evaluate(
     model = model.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
     augment = build_augment(recipe, trained["mean"], trained["std"], dataset.image_size).to(chosen)
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
+    averaged = recipe.with_tta().tta if tta else "none"
     loader = open_loader(default_backend([splits[split]], chosen), splits[split], spec, chosen)
     try:
-        found = evaluate(Scorer(model, augment, amp_dtype), loader, tta=tta, on_logits=on_logits)
+        found = evaluate(Scorer(model, augment, amp_dtype), loader, tta=averaged, on_logits=on_logits)
     finally:
         loader.close()
     evaluation = Evaluation(
@@ -178,6 +185,7 @@ def _evaluate(
         num_samples=found.num_samples,
         accuracy=found.accuracy,
         loss=found.loss,
+        tta=averaged,
         accuracy_tta=found.accuracy_tta,
     )
     return evaluation, dataset, splits[split]

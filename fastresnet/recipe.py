@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from fastresnet.recipe_parts import (
     Optimizer,
     Part,
     Reported,
+    Tta,
     Val,
 )
 from fastresnet.recipe_resize import Resizes, sizes_by_epoch
@@ -57,7 +58,8 @@ class Recipe(Part):
         resize: smaller training images for the first epochs; empty is none.
         clip_grad_norm: greatest 2-norm of the gradient; None does not clip.
         normalise: None takes the data set's own mean and standard deviation.
-        tta: what the accuracy that is reported apart averages over: ``flip`` is the image and its mirror.
+        tta: what the accuracy that is reported apart averages over: ``flip`` is the image and its mirror;
+            ``flip-shift`` these, and at half the weight each both moved a pixel down right and up left (Jordan 2024).
         val: the validation split the source held out; None trains on all.
         reported: what the source printed; None for a recipe of our own.
         open_choices: what the source leaves open, and what was chosen.
@@ -82,7 +84,7 @@ class Recipe(Part):
     init: Init = Init()
     clip_grad_norm: float | None = Field(default=None, gt=0)
     normalise: Normalise | None = None
-    tta: Literal["none", "flip"] = "none"
+    tta: Tta = "none"
     val: Val | None = None
     reported: Reported | None = None
     open_choices: tuple[OpenChoice, ...] = ()
@@ -153,6 +155,10 @@ class Recipe(Part):
             value = overrides[key]
             _set(data, key, _typed(key, value) if isinstance(value, str) else value)
         return validated(Recipe, data)
+
+    def with_tta(self) -> Recipe:
+        """Return a recipe with TTA: this one where it has some, else a copy with ``flip``."""
+        return self if self.tta != "none" else self.model_copy(update={"tta": "flip"})
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return the recipe as plain JSON types, for :meth:`from_json_dict`."""

@@ -35,6 +35,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
+Tta = Literal["none", "flip", "flip-shift"]
 
 
 class Part(BaseModel):

@@ -148,7 +148,7 @@ class RunResult(BaseModel):
         clocks: seconds by what was on the clock.
         test_accuracy, test_loss: over every test sample, in eval mode, without TTA; the loss is None if not
             finite.
-        test_accuracy_tta: the same with flip TTA, None where the recipe asks for none.
+        test_accuracy_tta: the same with the recipe's TTA, None where the recipe asks for none.
         best: epoch, accuracy and the split it was chosen on.
         parent: the run and weights that ``--init-from`` started from.
     """

@@ -305,7 +305,7 @@ class Run:
             evals=self.loaders.evals,
             epochs=recipe.epochs,
             eval_every=config.eval_every,
-            tta=recipe.tta == "flip",
+            tta=recipe.tta,
             save_every_s=config.save_every_s,
             target=config.target,
             listener=self.listener,

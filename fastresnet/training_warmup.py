@@ -59,7 +59,7 @@ def warm_up_step(
         norms_obstacle=next(filter(None, ranks.gather(norms_obstacle(state.model, device.type))), None),
         choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
     )
-    return warm_up(search, eval_batch, [False, True] if recipe.tta == "flip" else [False])
+    return warm_up(search, eval_batch, list(dict.fromkeys(("none", recipe.tta))))
 
 
 def _kernel_chooser(

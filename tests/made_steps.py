@@ -53,7 +53,7 @@ class Made:
                 self.step(batch)
             found += (state.sums / state.sums[2]).tolist()
             for loader in self.loaders.evals.values():
-                result = evaluate(self.step.scorer, loader, tta=True)
+                result = evaluate(self.step.scorer, loader, tta="flip")
                 assert result.accuracy_tta is not None
                 found += [result.loss, result.accuracy, result.accuracy_tta]
             state.sums.zero_()

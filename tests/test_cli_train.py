@@ -17,6 +17,8 @@ from fastresnet.cli import train_progress
 from fastresnet.engine.listener import RunInfo
 from fastresnet.loaders.sources import shapes
 from fastresnet.recipe import load_recipe
+from fastresnet.report.facts import results_table
+from fastresnet.report.records import read_run
 from fastresnet.run import RunConfig
 
 
@@ -66,6 +68,24 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
     ]
     code, out, _ = fastresnet("eval", f"{run.name}:best", "--json", "--split", "train")
     assert json.loads(out)["num_samples"] == 100 and json.loads(out)["weights"] == "best"
+
+
+def test_a_recipes_own_tta_is_the_one_that_is_done_and_named(
+    fastresnet: Command, data: Path, here: Path
+) -> None:
+    recipe = load_recipe("fast").with_overrides({"tta": "flip-shift"})
+    assert recipe.with_tta() is recipe
+    text = (Path(train_command.__file__).parents[1] / "recipes" / "fast.toml").read_text()
+    Path("mine.toml").write_text(text.replace('tta = "none"', 'tta = "flip-shift"'))
+    code, out, err = fastresnet("train", "--recipe", "mine.toml", *TINY, "--data", str(data), "--tta")
+    assert (code, err) == (0, "")
+    (said,) = [line for line in out.splitlines() if " TTA: " in line]
+    assert said.startswith("test accuracy on tiny with flip-shift TTA: 0.")
+    _, out, _ = fastresnet("eval", "last", "--tta")
+    assert said in out.splitlines()
+    run = read_run("last", here / "runs")
+    (row,) = [row for row in results_table(run).rows if row[0] == "test, flip-shift TTA"]
+    assert row[3] == "mean over image and mirror, in place and moved by a pixel"
 
 
 def test_the_best_is_said_to_be_chosen_on_validation(fastresnet: Command, data: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -41,6 +41,7 @@ from fastresnet.engine.step import TrainStep
 from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
+from fastresnet.recipe_parts import Tta
 from fastresnet.torchrun import Launch
 from fastresnet.training import resume, train
 from fastresnet.training_warmup import warm_up_step
@@ -266,7 +267,7 @@ def test_filled_up_batches_score_as_they_are(data: Path) -> None:
     made.step.state.eval_model.eval()
     images = torch.randint(0, 256, (37, 3, 8, 8), dtype=torch.uint8)
     images, labels = images.contiguous(memory_format=torch.channels_last), torch.arange(37) % 3
-    for tta in (False, True):
+    for tta in get_args(Tta):
         wanted, found = plain(images, labels, tta=tta), filled(images, labels, tta=tta)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         assert found.logits.shape == (37, 3)

@@ -123,7 +123,7 @@ def test_evaluate(data: Data, recipe: Recipe, machine: Machine, timed: Timed) ->
     spec = LoaderSpec(batch_size=EVAL_BATCH, shuffle=False)
     loader = open_loader("resident", data.splits["test"], spec, machine.device)
     try:
-        timed(lambda: evaluate(step.scorer, loader, tta=True))
+        timed(lambda: evaluate(step.scorer, loader, tta="flip"))
     finally:
         loader.close()
 

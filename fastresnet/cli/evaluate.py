@@ -18,7 +18,9 @@ def evaluate(
         str | None, typer.Option(help="Another data set with the same classes [default: the run's own].")
     ] = None,
     split: Annotated[str, typer.Option(help="test, train, or val where the run has one.")] = "test",
-    tta: Annotated[bool, typer.Option("--tta", help="Also with flip TTA.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Also with TTA: the recipe's, flip where it has none.")
+    ] = False,
     device: Device = "auto",
     runs_dir: RunsDir = Path("runs"),
     as_json: Json = False,
@@ -38,4 +40,4 @@ def evaluate(
     typer.echo(f"run {found.run}, {found.weights} weights, {found.num_samples:,} {split} images of {on}")
     typer.echo(f"{split} accuracy on {on}: {found.accuracy:.4f} (loss {found.loss:.4f}), no TTA")
     if found.accuracy_tta is not None:
-        typer.echo(f"{split} accuracy on {on} with flip TTA: {found.accuracy_tta:.4f}")
+        typer.echo(f"{split} accuracy on {on} with {found.tta} TTA: {found.accuracy_tta:.4f}")

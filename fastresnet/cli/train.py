@@ -38,7 +38,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     tta: Annotated[
-        bool | None, typer.Option("--tta/--no-tta", help="Also report accuracy with flip TTA.")
+        bool | None,
+        typer.Option(
+            "--tta/--no-tta", help="Also report accuracy with TTA: the recipe's, flip where it has none."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -169,14 +172,17 @@ def train(
         config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
     check_loader(config.loader)
     overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
-    overrides |= {"tta": None if tta is None else "flip" if tta else "none"}
+    overrides |= {"tta": tta}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     settings = assigned(set_, overrides)
     with named_as_typed(tuple(overrides)):
         overrides |= settings
         if recipe is None and "arch" not in overrides:
             overrides = _default_arch(config.device, init_from, runs_dir) | overrides
-        chosen = load_recipe(recipe or "fast").with_overrides(overrides)
+        base = load_recipe(recipe or "fast")
+        if tta is not None:
+            overrides["tta"] = base.with_tta().tta if tta else "none"
+        chosen = base.with_overrides(overrides)
     file = recipe if recipe is not None and recipe not in recipe_names() else None
     with _interruptible(runs_dir, progress):
         named = (data, recipe, arch, target, init_from, settings.get("arch"))

@@ -241,7 +241,7 @@ def show_result(result: RunResult, runs_dir: Path) -> None:
         + (", the lr reduced by the test set itself, so it flatters" if tuned else "")
     )
     if result.test_accuracy_tta is not None:
-        typer.echo(f"test accuracy on {on} with flip TTA: {result.test_accuracy_tta:.4f}")
+        typer.echo(f"test accuracy on {on} with {result.recipe['tta']} TTA: {result.test_accuracy_tta:.4f}")
     chosen = "the test set itself, so it flatters" if split == "test" else "the validation split"
     of_test = f", test {best['test_accuracy']:.4f}" if split != "test" else ""
     typer.echo(

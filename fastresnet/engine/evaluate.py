@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from fastresnet.engine.distributed import ALONE, Ranks
 from fastresnet.engine.graphs import Capture, Replays
 from fastresnet.engine.machine import autocast
 from fastresnet.loaders.protocol import Loader
+from fastresnet.recipe_parts import Tta
 
 EVAL_BATCH = 256  # fixed, so that an evaluation's last bits do not hang on the recipe's batch size
 NO_LABEL = -100  # of images that fill a batch up; cross_entropy's own word for a sample that does not count
@@ -26,7 +27,7 @@ class EvalResult:
 
     Attributes:
         loss, accuracy: of the images as they are.
-        accuracy_tta: of the mean of the probabilities of each image and its mirror; None when not asked for.
+        accuracy_tta: with TTA, as ``Recipe.tta`` has it; None when not asked for.
         num_samples: how many images.
     """
 
@@ -40,7 +41,7 @@ class Scores(NamedTuple):
     """What a batch scores.
 
     Fields:
-        sums: float64 [3]: cross-entropy, right answers, right answers with flip TTA (as without, if not asked for).
+        sums: float64 [3]: cross-entropy, right answers, right answers with TTA (as without, if not asked for).
         logits: float32 [B, num_classes].
     """
 
@@ -80,7 +81,7 @@ class Scorer:
 
     # Not inference_mode: its tensors are of another kind than a loader's, and what is compiled is compiled for each.
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, tta: bool) -> Scores:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, tta: Tta) -> Scores:
         """Score a batch: uint8 [B, 3, H, W] channels-last, int64 [B], B at most EVAL_BATCH.
 
         The caller has put the model into eval mode.
@@ -94,15 +95,14 @@ class Scorer:
         found = self._score_or_replay(images, labels, tta=tta)
         return Scores(found.sums, found.logits[:num])
 
-    def _score(self, images: torch.Tensor, labels: torch.Tensor, *, tta: bool) -> Scores:
+    def _score(self, images: torch.Tensor, labels: torch.Tensor, *, tta: Tta) -> Scores:
         logits = self._forward(self.model, images)
-        mirrored = logits
-        if tta:
-            flipped = images.flip(3).contiguous(memory_format=torch.channels_last)
-            mirrored = self._forward(self.model, flipped)
-        both = logits.softmax(1) + mirrored.softmax(1)
+        probabilities = logits.softmax(1)
+        for view, weight in _other_views(images, tta):
+            view = view.contiguous(memory_format=torch.channels_last)
+            probabilities = probabilities + weight * self._forward(self.model, view).softmax(1)
         loss = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=NO_LABEL)
-        sums = (loss, (logits.argmax(1) == labels).sum(), (both.argmax(1) == labels).sum())
+        sums = (loss, (logits.argmax(1) == labels).sum(), (probabilities.argmax(1) == labels).sum())
         return Scores(torch.stack([part.double() for part in sums]), logits)
 
     def forward_eager(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -112,11 +112,30 @@ class Scorer:
             return model(inputs).float()
 
 
+def _other_views(images: torch.Tensor, tta: Tta) -> Iterator[tuple[torch.Tensor, float]]:
+    """Yield what TTA looks at beside the images, each with its weight where the images' own is 1."""
+    if tta == "none":
+        return
+    yield images.flip(3), 1.0
+    if tta == "flip-shift":
+        for shifted in _shifted_by_a_pixel(images):
+            yield shifted, 0.5
+            yield shifted.flip(3), 0.5
+
+
+def _shifted_by_a_pixel(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the images moved down right, and up left; what moves in is the edge reflected, as in a crop's padding."""
+    down = torch.cat((images[:, :, 1:2], images[:, :, :-1]), 2)
+    yield torch.cat((down[:, :, :, 1:2], down[:, :, :, :-1]), 3)
+    up = torch.cat((images[:, :, 1:], images[:, :, -2:-1]), 2)
+    yield torch.cat((up[:, :, :, 1:], up[:, :, :, -2:-1]), 3)
+
+
 def evaluate(
     scorer: Scorer,
     loader: Loader,
     *,
-    tta: bool = False,
+    tta: Tta = "none",
     ranks: Ranks = ALONE,
     between_batches: Callable[[], None] = lambda: None,
     on_logits: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
@@ -152,6 +171,6 @@ def evaluate(
     return EvalResult(
         loss=loss / num_samples,
         accuracy=correct / num_samples,
-        accuracy_tta=correct_tta / num_samples if tta else None,
+        accuracy_tta=None if tta == "none" else correct_tta / num_samples,
         num_samples=int(num_samples),
     )

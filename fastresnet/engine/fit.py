@@ -23,6 +23,7 @@ from fastresnet.engine.step import TrainStep
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder
 from fastresnet.loaders.protocol import Loader
+from fastresnet.recipe_parts import Tta
 from fastresnet.signals import on_stop, stopped_by
 
 CHECK_EVERY = 50  # steps between looks at whether the loss is still finite: each look waits for the device
@@ -76,7 +77,7 @@ class Fit:
         epochs: of the whole run.
         eval_every: epochs between evaluations; the last epoch is always evaluated, and every one where the
             schedule listens.
-        tta: whether the last evaluation is done with flip TTA too.
+        tta: what the last evaluation is done with too.
         save_every_s: seconds between checkpoints.
         target: accuracy whose first crossing is timed.
         listener: told how it goes on.
@@ -90,7 +91,7 @@ class Fit:
     evals: dict[str, Loader]
     epochs: int
     eval_every: int
-    tta: bool
+    tta: Tta
     save_every_s: float
     target: float | None
     listener: Listener
@@ -172,7 +173,7 @@ class Fit:
                 results[name] = evaluate(
                     self.step.scorer,
                     loader,
-                    tta=final and self.tta,
+                    tta=self.tta if final else "none",
                     ranks=self._ranks,
                     between_batches=self._stop_if_asked,
                 )

@@ -12,6 +12,7 @@ from fastresnet.engine.way import Way, graph_obstacle, whole_obstacle
 from fastresnet.errors import UserError
 from fastresnet.kernels.dispatch import Choice
 from fastresnet.loaders.protocol import Batch
+from fastresnet.recipe_parts import Tta
 from fastresnet.run import RunConfig
 
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
@@ -232,7 +233,7 @@ class Search:
         return other if ratio < KEEP_RATIO else first
 
 
-def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[bool]) -> WarmUp:
+def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[Tta]) -> WarmUp:
     """Find the way of the run's steps, and have all that it compiles or captures done; the state stays as it was.
 
     Args:

@@ -13,6 +13,10 @@ from fastresnet.run import duration
 from fastresnet.words import counted
 
 Z95 = 1.959964  # of a 95% interval
+TTA_IN_WORDS = {
+    "flip": "mean of image and mirror",
+    "flip-shift": "mean over image and mirror, in place and moved by a pixel",
+}
 
 
 class Tile(NamedTuple):
@@ -79,7 +83,8 @@ def results_table(record: RunRecord) -> Table:
             remark += "; the lr was reduced by these images: it flatters"
         rows.append(("test", number(test["loss"]), percent(test["accuracy"]), remark))
         if test["accuracy_tta"] is not None:
-            rows.append(("test, flip TTA", DASH, percent(test["accuracy_tta"]), "mean of image and mirror"))
+            tta = record.recipe.tta
+            rows.append((f"test, {tta} TTA", DASH, percent(test["accuracy_tta"]), TTA_IN_WORDS[tta]))
     if best:
         split = best["chosen_on"]
         warning = ", the test set itself: it flatters" if split == "test" else ""
