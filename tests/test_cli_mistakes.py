@@ -174,3 +174,9 @@ def test_a_loss_that_is_nan_is_one_line_that_names_the_step(
     run = only_run(here / "runs")
     assert f"the last good checkpoint in runs/{run.name} is kept" in err
     assert load_last(run)[0]["state"]["step"] == 0 and not (run / "result.json").exists()
+
+
+def test_an_option_that_no_user_types_is_not_offered(fastresnet: Command) -> None:
+    assert "No such option: --pare (Possible options: --name, --prune)" in error_of(
+        fastresnet("sweep", "r1-c", "--pare", "1")
+    )

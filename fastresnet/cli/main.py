@@ -151,6 +151,9 @@ def _of_file(error: OSError) -> str:
 def _told(error: Any) -> str:
     """Return what Typer says of a mistake; of a value, the option, the value and what it must be."""
     cause, param = error.__cause__, getattr(error, "param", None)
+    if getattr(error, "possibilities", None) and error.ctx is not None:
+        hidden = {name for option in error.ctx.command.params if option.hidden for name in option.opts}
+        error.possibilities = [name for name in error.possibilities if name not in hidden]
     if param is None or not hasattr(cause, "errors"):
         return f"{error.format_message().rstrip('.')}; see --help"
     from fastresnet.toml_model import requirement, shown_value
