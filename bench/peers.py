@@ -9,7 +9,8 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from fastresnet.errors import UserError
 
@@ -48,29 +49,30 @@ class Peer:
         Raises:
             UserError: it failed, or printed no such line.
         """
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            self.command.replace(SEED, str(seed)),
-            shell=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            said, complained = process.communicate()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # whatever it has left running
-            process.wait()
-        process_s = time.perf_counter() - start
-        if process.returncode:
-            last = (complained.strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"--peer {self.name} exited with {process.returncode}: {last}")
-        return {**self._line(said), "process_s": process_s}
+        # Files: a pipe ends only when all that it has left running has closed it.
+        with TemporaryFile() as said, TemporaryFile() as complained:
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                self.command.replace(SEED, str(seed)),
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=complained,
+                start_new_session=True,
+            )
+            try:
+                process.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # whatever it has left running
+                process.wait()
+            process_s = time.perf_counter() - start
+            if process.returncode:
+                last = _last_line(complained) or "it said nothing"
+                raise UserError(f"--peer {self.name} exited with {process.returncode}: {last}")
+            return {**self._line(_last_line(said)), "process_s": process_s}
 
-    def _line(self, said: str) -> dict[str, Any]:
-        last = (said.strip().splitlines() or [""])[-1]
+    def _line(self, last: str) -> dict[str, Any]:
         try:
             found = json.loads(last)
         except ValueError:
@@ -87,3 +89,9 @@ class Peer:
             )
         kept = {key: found[key] for key in REQUIRED}
         return kept | {key: str(found[key]) for key in OPTIONAL if found.get(key)}
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """Return the last line of text in a file; empty where there is none."""
+    file.seek(0)
+    return (file.read().decode(errors="replace").strip().splitlines() or [""])[-1]

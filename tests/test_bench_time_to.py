@@ -339,6 +339,14 @@ def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> N
     assert str(refused.value).startswith("--peer other ") and complaint in str(refused.value)
 
 
+def test_a_peer_is_not_waited_for_longer_than_it_runs() -> None:
+    """What it leaves running has its output open still, and is ended with it."""
+    line = '{"accuracy": 0.9, "seconds": 1, "clock": "x"}'
+    start = time.monotonic()
+    run = Peer.parse(f"other=sleep 300 & echo '{line}'").run(0)
+    assert run["accuracy"] == 0.9 and time.monotonic() - start < 100
+
+
 def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "unknown architecture 'resnet25'" in refusal(bench("--archs", "resnet25"))
     assert "--epochs is 'ten'" in refusal(bench("--epochs", "ten", "--archs", "resnet8"))
