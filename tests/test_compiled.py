@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from tiny_runs import BATCH, assert_same_science, train_tiny, write_tiny
 from train_processes import await_run, started
 
 from fastresnet.engine.checkpoint import load_last
-from fastresnet.engine.compiler import compiler_missing
+from fastresnet.engine.compiler import compiler_missing, prepare_to_compile
 from fastresnet.engine.machine import resolve_device
 from fastresnet.training import resume
 
 ARCH = "n1-b1-c8"
 EPOCHS = 40
+
+
+def test_compiling_makes_no_lock_that_a_kill_would_leave_behind() -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    prepare_to_compile()
+    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
 
 
 def test_a_compiled_run_is_killed_and_resumed_to_the_same_bits_and_compiled_once(

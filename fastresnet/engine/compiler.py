@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,10 +18,15 @@ import torch
 MOST_GRAPHS = 64
 
 
-def allow_many_graphs() -> None:
-    """Let a function be compiled for as many kinds of input as a run may have."""
+def prepare_to_compile() -> None:
+    """Let a function be compiled for as many kinds of input as a run may have, and nothing be left by a kill."""
     import torch._dynamo  # slow, and only for runs that compile
 
+    with suppress(ImportError):
+        from tqdm import tqdm  # whose bar torch makes while it compiles, shown or not
+
+        # Its own lock is over processes too: of one that is killed Python then complains.
+        tqdm.set_lock(threading.RLock())
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from fastresnet.augment import Augment
 from fastresnet.augment_ops import shrink
 from fastresnet.draws import Purpose, scalar_seed
-from fastresnet.engine.compiler import allow_many_graphs
+from fastresnet.engine.compiler import prepare_to_compile
 from fastresnet.engine.distributed import ALONE
 from fastresnet.engine.evaluate import Scorer
 from fastresnet.engine.exchange import Exchange, Whole
@@ -135,7 +135,7 @@ class TrainStep:
         forward, update, learn = self.forward_eager, self.update_eager, self._learn
         scorer = Scorer(self.state.eval_model, self.augment, self.amp_dtype)
         if way.compile != "off":
-            allow_many_graphs()
+            prepare_to_compile()
             forward = torch.compile(forward, dynamic=False, backend=self.backend)
             scorer.compile(self.backend)
         if way.compile == "whole":
