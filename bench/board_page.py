@@ -19,6 +19,8 @@ MARKS = {
     "below": "no",
     "unmeasured": "unmeasured",
 }
+# Of rows that were alone, and of those that were at once; there are more rows than colours.
+MARKERS = {"-": "o^v<>", ":": "sDXPp"}
 
 
 def write_board(record: dict[str, Any], path: Path) -> None:
@@ -40,7 +42,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     header += ["measured"]
     every = settings["eval_every"]
     lines = [
-        f"# Time to {settings['target']:.1%} on {settings['dataset']}",
+        f"# Time to {100 * settings['target']:g}% on {settings['dataset']}",
         "",
         f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
@@ -138,9 +140,9 @@ def _peers(record: dict[str, Any]) -> list[str]:
 
 
 def draw(record: dict[str, Any]) -> bytes:
-    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour a row.
+    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
 
-    Runs that were at once are dotted and end in a square, as their seconds are no latency.
+    Runs that were at once are dotted and end in an angular marker, as their seconds are no latency.
     """
     from matplotlib.figure import Figure
 
@@ -148,22 +150,23 @@ def draw(record: dict[str, Any]) -> bytes:
     axes = figure.subplots()
     colours = [value for key, value in LIGHT.items() if key.startswith("series")]
     target = record["settings"]["target"]
-    lowest = 1.0
+    lowest, highest = 1.0, target
     for place, line in enumerate(standings(record)):
         colour = colours[place % len(colours)]
         runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) == line.row]
         label: str | None = line.row.label + (" (throughput)" if line.row.at_once > 1 else "")
-        marker, dashes = ("s", ":") if line.row.at_once > 1 else ("o", "-")
+        dashes = ":" if line.row.at_once > 1 else "-"
+        marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
         for run in runs:
             curve = run.get("curve", [])
             seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
             axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9, linestyle=dashes)
             axes.plot(run["seconds"], run["accuracy"], marker, color=colour, markersize=4, label=label)
             label = None  # one entry a row
-            lowest = min(lowest, run["accuracy"])
+            lowest, highest = min(lowest, run["accuracy"]), max(highest, run["accuracy"])
     axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
     # the last approach to the target is what tells rows apart
-    axes.set_ylim(max(0.0, min(lowest, target) - 0.1), min(1.0, target + 0.06))
+    axes.set_ylim(max(0.0, min(lowest, target) - 0.1), min(1.0, highest + 0.02))
     axes.set_xlabel("seconds on the clock")
     axes.set_ylabel(f"test accuracy on {record['settings']['dataset']}")
     axes.set_title(f"every run; {record['environment']['device_name']}")

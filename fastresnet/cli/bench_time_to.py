@@ -96,6 +96,12 @@ def time_to(
         overrides = assigned(set_, {} if epochs is None else {"epochs": epochs})
         if "arch" in overrides:
             raise UserError("--set arch would train another network than its row says; name it in --archs")
+        if search and runs < 2:
+            raise UserError("--runs is 1; --search needs at least 2, as one run has no bounds")
+        if search and epochs is not None and "," in epochs:
+            raise UserError(
+                f"--epochs is {epochs!r}; --search takes one number, the longest schedule that it tries"
+            )
         entered = contestants(archs, recipe, epochs, overrides, peer or [])
         board, path = _open(entered, target, runs, search, parallel, config, out)
         record = board.record
@@ -113,7 +119,9 @@ def contestants(
     from fastresnet.recipe import load_recipe, recipe_names
 
     names = default_names() if archs is None else listed(archs)
-    lengths = [_epochs(part) for part in epochs.split(",")] if epochs else [None]
+    if not names and not peers:
+        raise UserError("--archs names no network; give one or more, with commas between them")
+    lengths = list(dict.fromkeys(_epochs(part) for part in epochs.split(","))) if epochs else [None]
     found = []
     for name in dict.fromkeys(names):
         base = load_recipe(name) if name in recipe_names() else load_recipe(recipe)
@@ -123,11 +131,16 @@ def contestants(
             made = base.with_overrides(changed)
             made.arch_spec()  # a wrong name is found before anything runs
             found.append(Contestant(name=name, recipe=made))
-    return found + [Contestant(name=each.name, peer=each) for each in map(Peer.parse, peers)]
+    for each in map(Peer.parse, peers):
+        if each.name in (other.name for other in found):
+            raise UserError(f"{each.name} is on the board twice; give --peer another name")
+        found.append(Contestant(name=each.name, peer=each))
+    return found
 
 
 def _epochs(text: str) -> int:
-    if not text.strip().isdigit() or not int(text):
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise UserError(f"--epochs is {text!r}; give numbers with commas between them, as in 12,16")
     return int(text)
 

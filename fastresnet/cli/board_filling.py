@@ -113,13 +113,14 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
 def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
     from fastresnet.bench.time_to_accuracy import estimate_s
     from fastresnet.run import duration
+    from fastresnet.words import counted
 
     board.settle()
     if not board.jobs():
         return
     seconds, num_runs, unknown = estimate_s(board)
     if seconds > LONG_BOARD_S:
-        beside = f", beside {unknown} peers whose time is unknown" if unknown else ""
+        beside = f", beside {counted(unknown, 'peer')} whose time is unknown" if unknown else ""
         board.tell(
             f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
             "and the same command goes on"
