@@ -8,7 +8,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.ablation import BASE, Line, Table, expected_by_chance, tables
-from fastresnet.bench.board_page import packing_notes
+from fastresnet.bench.board_page import commits_note, packing_notes
 from fastresnet.bench.record import write_record
 from fastresnet.words import counted
 
@@ -72,9 +72,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     for label, reason in record.get("left_out", {}).items():
         lines += ["", f"Left out: {label} ({reason})."]
     lines += packing_notes(record)
-    commits = dict.fromkeys(str(run["git"]) for run in record["runs"])
-    if len(commits) > 1:
-        lines += ["", f"Its runs are of several commits: {', '.join(commits)}."]
+    lines += commits_note(record)
     if record["not_measured"]:
         lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return "\n".join(lines) + "\n"

@@ -59,7 +59,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
         "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters "
-        "(on the validation split, of a recipe that holds one out).",
+        "(on the validation split, of a recipe that holds one out). It is without TTA, whatever the row ends with, "
+        "and the mean of those runs that crossed.",
     ]
     lines += packing_notes(record)
     if any(line.searched for line in lines_of):
@@ -70,9 +71,21 @@ def to_markdown(record: dict[str, Any]) -> str:
         apart = "; none is attributed to trainings that ran at once" if at_once else ""
         lines += ["", f"Energy: {record['energy']}{apart}."]
     lines += _peers(record)
+    lines += commits_note(record)
     if record["not_measured"]:
         lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return "\n".join(lines) + "\n"
+
+
+def commits_note(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph that tells the commits, where the runs are of several or of an altered tree."""
+    commits = dict.fromkeys(str(run["git"]) for run in record["runs"])
+    if len(commits) < 2 and not any(commit.endswith("-dirty") for commit in commits):
+        return []
+    told = [
+        f"{each.removesuffix('-dirty')} with changes" if each.endswith("-dirty") else each for each in commits
+    ]
+    return ["", f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}."]
 
 
 def packing_notes(record: dict[str, Any]) -> list[str]:

@@ -222,7 +222,7 @@ def test_threads_are_shared() -> None:
 def test_rows_at_once_come_after_those_that_were_timed_alone() -> None:
     alone = Row(name="a", recipe="fast", science="a", num_params=5, epochs=8, tta="none")
     beside = Row(**vars(alone) | {"at_once": 4})
-    plain = {"role": "figure", "crossing_s": None, "date": "2026-01-01", "curve": [[1.0, 0.9]]}
+    plain = {"role": "figure", "crossing_s": None, "git": "aaa", "date": "2026-01-01", "curve": [[1.0, 0.9]]}
     runs = [
         {**plain, "row": vars(row), "seed": seed, "accuracy": 0.95, "seconds": seconds, "energy_j": energy}
         for row, seconds, energy in ((beside, 4.0, None), (alone, 9.0, 500.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from fastresnet.bench.regression import gate
 from fastresnet.bench.regression.__main__ import main
 from fastresnet.bench.regression.gate import Line, compare, culprits, read_ratios, run_benchmarks
+from fastresnet.errors import UserError
 
 ratios = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100))
 
@@ -44,10 +46,11 @@ def test_a_slower_part_fails_and_is_named(
     baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[list[str]] = []
+    gone = {"gone": 3.0}
 
     def measured(selected: list[str] = [], extra: object = ()) -> dict[str, float]:  # noqa: B006
         asked.append(selected)
-        every = {"step": 6.0, "save": 1.1 if len(asked) > 1 else 2.0, "fresh": 1.0}
+        every = {"step": 6.0, "save": 1.1 if len(asked) > 1 else 2.0, "fresh": 1.0} | gone
         return {name: ratio for name, ratio in every.items() if not selected or name in selected}
 
     monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): measured(list(selected)))
@@ -59,8 +62,17 @@ def test_a_slower_part_fails_and_is_named(
     )
     assert step.split() == ["step", "3.000", "6.000", "2.00", "SLOWER"] and "SLOWER" not in save
     assert said.splitlines()[-1] == "slower than 1.3 times the baseline: step"
-    assert "new" in said and "not measured" in said and "another machine" not in said
+    assert "new" in said and "not measured" not in said and "another machine" not in said
 
+    gone.clear()
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "in the baseline, and not measured: gone",
+        "nothing else is over 2.5 times its baseline",
+    ]
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5", "--only", "step or save"]) == 0
+    assert "gone" not in capsys.readouterr().out
+    gone["gone"] = 3.0
     asked.clear()
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
     content = json.loads(baseline.read_text())
@@ -80,6 +92,36 @@ def test_without_a_baseline_it_says_how_to_make_one(
     assert "make one with `make bench-save`" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
     assert main(["check", "--baseline", str(tmp_path / "other.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "complaint"),
+    [
+        ({"kind": "regression"}, [], "is no baseline of `make bench-save`; make one"),
+        ({"kind": "regression", "environment": {}, "parts": {"a": 1}}, [], "is no baseline"),
+        ({"kind": "loaders"}, [], "is no baseline"),
+        ({}, ["--slower", "nan"], "--slower is nan; it must be above 1"),
+        ({}, ["--slower", "1"], "--slower is 1; it must be above 1"),
+        ({}, ["--passes", "0"], "--passes is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_a_gate_is_one_line(
+    content: dict[str, Any],
+    options: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(content))
+    assert main(["check", "--baseline", str(path), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
+
+
+def test_a_selection_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="no part was measured"):
+        run_benchmarks(extra=["-k", "nothing_of_this_name"])
 
 
 def test_one_part_is_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,14 @@ def record_of(runs: list[dict[str, Any]], rows: list[Row], **changes: Any) -> di
 
 
 def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any) -> dict[str, Any]:
-    plain = {"role": "figure", "crossing_s": None, "energy_j": None, "date": "2026-01-01", "curve": []}
+    plain = {
+        "role": "figure",
+        "crossing_s": None,
+        "energy_j": None,
+        "date": "2026-01-01",
+        "curve": [],
+        "git": "aaa",
+    }
     return {"row": vars(row), "seed": seed, "accuracy": accuracy, "seconds": seconds} | plain | changes
 
 
@@ -366,6 +373,18 @@ def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
 def test_a_length_that_is_named_twice_is_one_row() -> None:
     made = contestants("resnet8,resnet8", "fast", "4,4,2", {}, [])
     assert [each.recipe and each.recipe.epochs for each in made] == [4, 2]
+
+
+def test_a_board_tells_the_commits_of_its_runs() -> None:
+    def page(*commits: str) -> str:
+        runs = [run_of(row("a"), seed, 0.9, 1, git=commit) for seed, commit in enumerate(commits)]
+        return to_markdown(record_of(runs, [row("a")]))
+
+    assert "Its runs are of" not in page("aaa", "aaa")
+    assert "Its runs are of the commit: aaa with changes." in page("aaa-dirty")
+    assert "Its runs are of several commits: aaa, bbb with changes, ccc." in page(
+        "aaa", "bbb-dirty", "ccc", "aaa"
+    )
 
 
 def test_every_run_is_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastresnet.bench.regression.gate import BASELINE, PASSES, SLOWER, check, culprits, save, table
+from fastresnet.bench.regression.gate import BASELINE, PASSES, SLOWER, check, culprits, lost, save, table
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
 from fastresnet.errors import UserError
 from fastresnet.run import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save or check; the exit code is 1 where something has become slower, 2 after a mistake."""
+    """Save or check; the exit code is 1 where something has become slower or is gone, 2 after a mistake."""
     parser = argparse.ArgumentParser(prog="make bench-save, make bench-check")
     parser.add_argument("what", choices=["save", "check"])
     parser.add_argument("--baseline", type=Path, default=BASELINE)
@@ -24,17 +24,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     extra = ["-k", chosen.only] if chosen.only else []
     try:
+        if not 1 < chosen.slower < float("inf"):
+            raise UserError(f"--slower is {chosen.slower:g}; it must be above 1, as in 1.5")
+        if chosen.passes < 1:
+            raise UserError(f"--passes is {chosen.passes}; it must be at least 1")
         if chosen.what == "save":
             record = save(chosen.baseline, chosen.passes, extra)
             print(f"baseline of {len(record['parts'])} parts in {chosen.baseline}")
             return 0
         record, lines = check(chosen.baseline, chosen.slower, extra)
+        if chosen.only:  # what it leaves out is not missing
+            lines = [line for line in lines if line.now is not None]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     here = environment(device_name(resolve_device("auto")), resolve_threads(0))
     print(table(record, here, lines, chosen.slower))
-    return 1 if culprits(lines, chosen.slower) else 0
+    return 1 if culprits(lines, chosen.slower) or lost(lines) else 0
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def run_benchmarks(selected: Sequence[str] = (), extra: Sequence[str] = ()) -> d
         # A pytest around this one would have its word in it: under xdist, nothing is timed.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         done = subprocess.run(command, cwd=FOLDER.parents[1], env=environment, capture_output=True, text=True)
+        if done.returncode == 5:  # pytest collected nothing
+            raise UserError("no part was measured; `pytest bench/regression --collect-only -q` lists them")
         if done.returncode or not out.exists():
             said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
             raise UserError(f"the benchmarks did not run to their end: {said[-1]}")
@@ -96,9 +98,13 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
             f"there is no baseline {path}; make one with `make bench-save`, at a commit that is as it should be"
         )
     record = load_record(path)
-    if record["kind"] != "regression":
-        raise UserError(f"{path} is no baseline of `make bench-save`")
-    then = {name: part["ratio"] for name, part in record["parts"].items()}
+    try:
+        assert record["kind"] == "regression" and isinstance(record["environment"], dict)
+        then = {name: float(part["ratio"]) for name, part in record["parts"].items()}
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no baseline of `make bench-save`; make one, or name another --baseline"
+        ) from error
     now = run_benchmarks(extra=extra)
     for _ in range(TRIES - 1):
         suspects = culprits(compare(then, now), slower)
@@ -118,6 +124,11 @@ def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:
 def culprits(lines: Sequence[Line], slower: float) -> list[Line]:
     """Return what is more than ``slower`` times as slow as its baseline."""
     return [line for line in lines if line.times is not None and line.times > slower]
+
+
+def lost(lines: Sequence[Line]) -> list[Line]:
+    """Return what the baseline has and was not measured now."""
+    return [line for line in lines if line.now is None]
 
 
 def table(record: dict[str, Any], here: dict[str, Any], lines: Sequence[Line], slower: float) -> str:
@@ -147,10 +158,14 @@ def table(record: dict[str, Any], here: dict[str, Any], lines: Sequence[Line], s
             else ""
         )
         head.append(f"{line.name:<{width}}  {then:>8}  {now:>8}  {times:>8}   {note}".rstrip())
-    names = ", ".join(line.name for line in slow)
-    verdict = (
-        f"slower than {slower:g} times the baseline: {names}"
-        if slow
-        else f"nothing is over {slower:g} times its baseline"
-    )
-    return "\n".join([*head, verdict])
+    if missing := lost(lines):
+        head.append(f"in the baseline, and not measured: {_named(missing)}")
+    if slow:
+        head.append(f"slower than {slower:g} times the baseline: {_named(slow)}")
+    else:
+        head.append(f"nothing{' else' if missing else ''} is over {slower:g} times its baseline")
+    return "\n".join(head)
+
+
+def _named(lines: Sequence[Line]) -> str:
+    return ", ".join(line.name for line in lines)
