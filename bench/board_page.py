@@ -79,12 +79,10 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 def commits_note(record: dict[str, Any]) -> list[str]:
     """Return a paragraph that tells the commits, where the runs are of several or of an altered tree."""
-    commits = dict.fromkeys(str(run["git"]) for run in record["runs"])
-    if len(commits) < 2 and not any(commit.endswith("-dirty") for commit in commits):
+    commits = list(dict.fromkeys(str(run["git"]) for run in record["runs"]))
+    told = [commit.replace("-dirty", " with changes") for commit in commits]
+    if len(told) < 2 and told == commits:
         return []
-    told = [
-        f"{each.removesuffix('-dirty')} with changes" if each.endswith("-dirty") else each for each in commits
-    ]
     return ["", f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}."]
 
 

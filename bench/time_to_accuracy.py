@@ -220,9 +220,13 @@ class Board:
 
     def _add(self, run: dict[str, Any], job: Job) -> None:
         self.record["runs"].append(run)
+        self.keep()
+        self.tell(_told(run, job))
+
+    def keep(self) -> None:
+        """Save the record, whole whatever signal comes meanwhile."""
         with held():
             self.save(self.record)
-        self.tell(_told(run, job))
 
 
 def _told(run: dict[str, Any], job: Job) -> str:

@@ -15,6 +15,7 @@ from fastresnet.arch import ArchSpec
 from fastresnet.kernels.block_time import BlockShape
 from fastresnet.kernels.conv import Conv3x3
 from fastresnet.kernels.fusion import Activation
+from fastresnet.kernels.max_pool import MaxPool2x2
 from fastresnet.kernels.norm_act import BatchNormAct2d
 
 ONEDNN_SAFE_WIDTH = 8  # channels
@@ -55,7 +56,7 @@ class PooledConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: Activation, kernels: str) -> None:
         super().__init__()
         self.conv = _conv(inputs, outputs, kernel)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.pool = MaxPool2x2(kernels)
         self.norm = BatchNormAct2d(outputs, activation, kernels=kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -219,7 +220,7 @@ def build_model(
         train_stem: whether the stem's filters require a gradient.
         norm_momentum: share of each batch in every norm's running statistics.
         train_scale: whether the norms' weights require a gradient.
-        kernels: implementation of :class:`BatchNormAct2d`.
+        kernels: implementation of :class:`BatchNormAct2d`; with ``llvm`` max pools are in generated code too.
 
     Raises:
         UserError: the spec does not take this image size, fewer than 2 classes, or unknown kernels.
@@ -249,9 +250,9 @@ def _pass_on(part: nn.Module) -> None:
 
 
 def set_kernels(model: nn.Module, kernels: str) -> None:
-    """Change the implementation of every :class:`BatchNormAct2d` of ``model``, one of ``norm_act.KERNELS``."""
+    """Change the implementation of every norm and max pool of ``model``, one of ``norm_act.KERNELS``."""
     for module in model.modules():
-        if isinstance(module, BatchNormAct2d):
+        if isinstance(module, BatchNormAct2d | MaxPool2x2):
             module.kernels = kernels
 
 

@@ -204,9 +204,8 @@ class SweepRun:
         """Return what was typed for this sweep until now, here or in a process beside it, each command once."""
         before = []
         if not self._begun_anew:  # else what was typed before made nothing
-            with contextlib.suppress(
-                UserError
-            ):  # there is none yet, or it is damaged: it is about to be written
+            # There is none yet, or it is damaged: it is about to be written.
+            with contextlib.suppress(UserError):
                 before = read_sealed_json(self.folder / TABLE_JSON).get("commands", [])
         own = [self.options.command] if self.options.command else []
         return list(dict.fromkeys([*before, *own]))

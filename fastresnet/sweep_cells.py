@@ -75,9 +75,12 @@ class Cell:
 
 
 def science_of(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as JSON types, less what is said about it."""
+    """Return a recipe as JSON types, less what is said about it, and less what is as it is by default.
+
+    A key that recipes are given later so leaves what was recorded before where it was.
+    """
     words = {"name", "description", "reported", "open_choices"}
-    return {key: value for key, value in recipe.to_json_dict().items() if key not in words}
+    return recipe.model_dump(mode="json", exclude=words, exclude_defaults=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,9 +94,6 @@ class _Rows(TeamFunction):
         row = self.add(self.times(self.part, num), self.number(index))
         return self.add(self.times(row, self["WIDTH"]), self.channel)
 
-    def least(self, a: Any, b: Any) -> Any:
-        return self.at.select(self.at.icmp_signed("<", a, b), a, b)
-
     def of(self, name: str) -> Any:
         """Return a vector of CHANNELS."""
         return self.load(self.place(self[name], self.channel))

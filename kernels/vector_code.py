@@ -41,6 +41,9 @@ class Function:
             product = self.at.mul(product, self.number(factor) if isinstance(factor, int) else factor)
         return product
 
+    def least(self, a: Any, b: Any) -> Any:
+        return self.at.select(self.at.icmp_signed("<", a, b), a, b)
+
     def place(self, base: Any, *offsets: Any, size: int = 4) -> Any:
         """Return the address of an element, ``offsets`` counted in elements of ``size`` bytes."""
         return self.add(base, *(self.times(offset, size) for offset in offsets))

@@ -9,7 +9,7 @@ import pytest
 from fastresnet.arch import get_arch
 from fastresnet.errors import UserError
 from fastresnet.recipe import load_recipe
-from fastresnet.sweep_cells import Cell
+from fastresnet.sweep_cells import Cell, science_of
 from fastresnet.sweep_filter import CellFilter, select, select_steps
 from fastresnet.sweep_spec import load_sweep, sweep_names
 
@@ -123,6 +123,18 @@ def test_a_cells_key_follows_what_is_learned_and_nothing_else(tmp_path: Path) ->
     assert renamed.key(CONDITIONS) == one.key(CONDITIONS)
     longer = Cell(**{**vars(one), "recipe": one.recipe.with_overrides({"epochs": 11})})
     assert longer.key(CONDITIONS) != one.key(CONDITIONS)
+
+
+def test_what_is_as_by_default_is_no_part_of_the_science() -> None:
+    """So a key that recipes are given later leaves what was recorded before where it was."""
+    recipe = load_recipe("fast")
+    written = science_of(recipe)
+    assert "mix" not in written and "norm" not in written
+    assert written["optimizer"]["name"] == "sgdn" and "lookahead" not in written["optimizer"]
+    for key, value in {"norm.momentum": 0.2, "mix": {"name": "mixup"}, "optimizer.momentum": 0.8}.items():
+        assert science_of(recipe.with_overrides({key: value})) != written, key
+    for key, value in {"norm.momentum": 0.1, "mix": "none", "optimizer.momentum": 0.9}.items():
+        assert science_of(recipe.with_overrides({key: value})) == written, key
 
 
 FILE = """\

@@ -53,14 +53,12 @@ def test_the_reported_accuracy_is_that_of_every_sample(amp: str, tta: str, data:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
         logits = model(inputs).float()
         padded = torch.nn.functional.pad(inputs, (1, 1, 1, 1), "reflect")
-        weights = {inputs: 2.0} | {padded[:, :, at : at + 8, at : at + 8]: 1.0 for at in (0, 2)}
-        averaged = sum(
-            weight * model(way).float().softmax(1)
-            for view, weight in weights.items()
-            for way in (view, view.flip(3))
-            if view is inputs or tta == "flip-shift"
-        )
-    assert isinstance(averaged, torch.Tensor)
+        views = [(2.0, inputs)]
+        if tta == "flip-shift":
+            views += [(1.0, padded[:, :, at : at + 8, at : at + 8]) for at in (0, 2)]
+        averaged = torch.zeros_like(logits)
+        for weight, view in views:
+            averaged += weight * (model(view).float().softmax(1) + model(view.flip(3)).float().softmax(1))
     right = (logits.argmax(1) == labels).sum().item()
     right_averaged = (averaged.argmax(1) == labels).sum().item()
     loss = torch.nn.functional.cross_entropy(logits, labels).item()

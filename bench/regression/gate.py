@@ -98,13 +98,9 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
             f"there is no baseline {path}; make one with `make bench-save`, at a commit that is as it should be"
         )
     record = load_record(path)
-    try:
-        assert record["kind"] == "regression" and isinstance(record["environment"], dict)
-        then = {name: float(part["ratio"]) for name, part in record["parts"].items()}
-    except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no baseline of `make bench-save`; make one, or name another --baseline"
-        ) from error
+    then = _ratios_then(record)
+    if then is None:
+        raise UserError(f"{path} is no baseline of `make bench-save`; make one, or name another --baseline")
     now = run_benchmarks(extra=extra)
     for _ in range(TRIES - 1):
         suspects = culprits(compare(then, now), slower)
@@ -113,6 +109,16 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
         again = run_benchmarks([line.name for line in suspects], extra)
         now |= {name: min(ratio, now[name]) for name, ratio in again.items()}
     return record, compare(then, now)
+
+
+def _ratios_then(record: dict[str, Any]) -> dict[str, float] | None:
+    """Return a baseline's ratios by part; None where the record is no baseline."""
+    if record["kind"] != "regression" or not isinstance(record.get("environment"), dict):
+        return None
+    try:
+        return {name: float(part["ratio"]) for name, part in record["parts"].items()}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:

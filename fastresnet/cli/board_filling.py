@@ -92,7 +92,7 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
     from fastresnet.bench.time_to_accuracy import own_runs_dir
     from fastresnet.engine.fit import Interrupted
     from fastresnet.errors import UserError
-    from fastresnet.signals import Stopped, held
+    from fastresnet.signals import Stopped
 
     stopped: int | None = None
     with own_runs_dir(path) as runs_dir:
@@ -103,8 +103,7 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
         except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
             stopped = stop.signum
         finally:
-            with held():
-                board.save(board.record)
+            board.keep()
     if stopped is not None:
         typer.echo(f"stopped; the {what} is kept in {path}, and the same command goes on with it", err=True)
         raise typer.Exit(128 + stopped)

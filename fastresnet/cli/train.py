@@ -171,8 +171,7 @@ def train(
     with named_as_typed(values):
         config = RunConfig.parse(**{key: value for key, value in values.items() if value is not None})
     check_loader(config.loader)
-    overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size}
-    overrides |= {"tta": tta}
+    overrides: dict[str, Any] = {"arch": arch, "epochs": epochs, "batch_size": batch_size, "tta": tta}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     settings = assigned(set_, overrides)
     with named_as_typed(tuple(overrides)):
