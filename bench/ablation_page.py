@@ -8,7 +8,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.ablation import BASE, Line, Table, expected_by_chance, tables
-from fastresnet.bench.board_page import commits_note, packing_notes
+from fastresnet.bench.board_page import commits_note, missing_notes, packing_notes
 from fastresnet.bench.record import write_record
 from fastresnet.words import counted
 
@@ -22,16 +22,6 @@ HEADER = (
     "training time",
     "verdict",
 )
-
-
-def mark_of(recipe: str, epochs: int) -> str:
-    """Return the name of the marks that the tables go between."""
-    return f"bench ablation {recipe} {epochs}"
-
-
-def mark_in(record: dict[str, Any]) -> str:
-    """Return :func:`mark_of` of a record."""
-    return mark_of(record["settings"]["recipe"], record["settings"]["epochs"])
 
 
 def write_ablation(record: dict[str, Any], path: Path) -> None:
@@ -73,8 +63,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", f"Left out: {label} ({reason})."]
     lines += packing_notes(record)
     lines += commits_note(record)
-    if record["not_measured"]:
-        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
+    lines += missing_notes(record)
     return "\n".join(lines) + "\n"
 
 

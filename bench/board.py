@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastresnet.bench.intervals import lower_bound, two_sided
@@ -29,15 +29,19 @@ FIGURE, SEARCH = "figure", "search"
 USUAL_TARGETS = {"CIFAR-10": 0.94, "CIFAR-10-J75": 0.906}
 
 
+def check_target(wanted: float) -> None:
+    """Raise UserError unless the target is in (0, 1]."""
+    if not 0 < wanted <= 1:
+        raise UserError(f"--target is {wanted:g}; it must be an accuracy above 0 and up to 1, as in 0.94")
+
+
 def resolve_target(wanted: float | None, dataset: str) -> float:
     """Return the target: on CIFAR-10 it is 0.94 unless given, elsewhere it must be given.
 
     Raises:
-        UserError: it is not, and the usual one is named; or it is not in (0, 1].
+        UserError: it is not, and the usual one is named.
     """
     if wanted is not None:
-        if not 0 < wanted <= 1:
-            raise UserError(f"--target is {wanted:g}; it must be an accuracy above 0 and up to 1, as in 0.94")
         return wanted
     if dataset == "CIFAR-10":
         return USUAL_TARGETS[dataset]
@@ -96,8 +100,9 @@ class Summary:
         seconds, seconds_half: mean of the fixed budget's clock, and the half-width of its 95% interval.
         crossed: how many runs crossed the target at an evaluation; None for a peer, which says nothing of it.
         crossing_s, crossing_half: likewise of the first crossing, over the runs that crossed.
-        energy_j: mean joules of a run, None where none was read.
-        searched: whether a search tried this number of epochs.
+        cpu_s: mean CPU seconds of the runs that tell them, None where none does.
+        energy_j: mean joules of the runs that they were read of, None where of none; ``energy_runs`` are how many.
+        searched: whether a search found this number of epochs.
         dates: of the runs, each once.
     """
 
@@ -112,7 +117,9 @@ class Summary:
     crossed: int | None
     crossing_s: float | None
     crossing_half: float | None
+    cpu_s: float | None
     energy_j: float | None
+    energy_runs: int
     searched: bool
     dates: tuple[str, ...]
 
@@ -146,7 +153,6 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
     seconds = [run["seconds"] for run in runs]
     crossings = [run["crossing_s"] for run in runs if run["crossing_s"] is not None]
     energies = [run["energy_j"] for run in runs if run["energy_j"] is not None]
-    searched = any(run["role"] == SEARCH and row_of(run) == row for run in record["runs"])
     return Summary(
         row=row,
         runs=len(runs),
@@ -159,8 +165,10 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
         crossed=None if row.recipe is None else len(crossings),
         crossing_s=_mean(crossings),
         crossing_half=two_sided(crossings),
+        cpu_s=_mean([run["cpu_s"] for run in runs if run.get("cpu_s") is not None]),
         energy_j=_mean(energies),
-        searched=searched and row.recipe is not None,
+        energy_runs=len(energies),
+        searched=asdict(row) in record.get("found", ()),
         dates=tuple(dict.fromkeys(run["date"] for run in runs)),
     )
 

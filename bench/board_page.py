@@ -8,8 +8,10 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import FIGURE, SEARCH, Summary, row_of, standings
-from fastresnet.bench.record import write_record
+from fastresnet.bench.board import FIGURE, SEARCH, Row, Summary, row_of, runs_of, standings
+from fastresnet.bench.comparison import Ratio, compare, find_row
+from fastresnet.bench.record import publishable_command, write_record
+from fastresnet.errors import UserError
 from fastresnet.report.palette import LIGHT
 
 MARKS = {
@@ -35,9 +37,11 @@ def to_markdown(record: dict[str, Any]) -> str:
     where, settings = record["environment"], record["settings"]
     lines_of = standings(record)
     energy = any(line.energy_j is not None for line in lines_of)
+    cpu = any(line.cpu_s is not None for line in lines_of)
     at_once = any(line.row.at_once > 1 for line in lines_of)
     header = ["row", "parameters", "epochs", "runs", "accuracy, mean (sd)", "lower bound", "reaches it"]
     header += ["seconds, fixed budget", "seconds, first crossing *"]
+    header += ["CPU s a run"] if cpu else []
     header += ["J a run"] if energy else []
     header += ["measured"]
     every = settings["eval_every"]
@@ -50,7 +54,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
-        *(_line(line, energy) for line in lines_of),
+        *(_line(line, cpu, energy, _peer_tta(record, line.row)) for line in lines_of),
         "",
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
         "lower bound of the mean accuracy does. Seconds are means with 95% intervals. On the clock: moving the data "
@@ -62,7 +66,15 @@ def to_markdown(record: dict[str, Any]) -> str:
         "(on the validation split, of a recipe that holds one out). It is without TTA, whatever the row ends with, "
         "and the mean of those runs that crossed.",
     ]
+    if record.get("against"):
+        lines += _comparison(record)
     lines += packing_notes(record)
+    if cpu:
+        lines += [
+            "",
+            "CPU seconds are those of all threads, of our rows from the first step to the end of the run, evaluations "
+            "between epochs included; a peer's are its own.",
+        ]
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
     if not energy and record.get("energy"):
@@ -72,8 +84,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", f"Energy: {record['energy']}{apart}."]
     lines += _peers(record)
     lines += commits_note(record)
-    if record["not_measured"]:
-        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
+    lines += missing_notes(record)
     return "\n".join(lines) + "\n"
 
 
@@ -84,6 +95,16 @@ def commits_note(record: dict[str, Any]) -> list[str]:
     if len(told) < 2 and told == commits:
         return []
     return ["", f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}."]
+
+
+def missing_notes(record: dict[str, Any]) -> list[str]:
+    """Return the paragraphs that tell which rows failed, and why, and of which runs are missing."""
+    lines = []
+    for label, reason in record.get("failed", {}).items():
+        lines += ["", f"Failed when last tried: {label}, {reason.rstrip('.')}."]
+    if record["not_measured"]:
+        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
+    return lines
 
 
 def packing_notes(record: dict[str, Any]) -> list[str]:
@@ -102,12 +123,12 @@ def packing_notes(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _line(line: Summary, energy: bool) -> str:
+def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
     row = line.row
     crossing = _seconds(line.crossing_s, line.crossing_half)
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
-    tta = f", {row.tta} TTA" if row.tta != "none" else ""
+    tta = "".join(f", {kind} TTA" for kind in (row.tta, peer_tta) if kind != "none")
     recipe = f" ({row.recipe})" if row.recipe is not None else " (its own clock)"
     apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
@@ -122,8 +143,11 @@ def _line(line: Summary, energy: bool) -> str:
         _seconds(line.seconds, line.seconds_half),
         crossing if line.runs and row.recipe is not None else "",
     ]
+    if cpu:
+        cells.append("" if line.cpu_s is None else f"{line.cpu_s:,.1f}")
     if energy:
-        cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}")
+        of = "" if line.energy_runs == line.runs else f" (of {line.energy_runs} runs)"
+        cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}{of}")
     first, *rest = line.dates or ("",)
     cells.append(f"{first} to {rest[-1]}" if rest else first)
     return f"| {' | '.join(cells)} |"
@@ -136,18 +160,55 @@ def _seconds(mean: float | None, half: float | None) -> str:
 
 
 def _peers(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph a peer: its clock, where it is from, what was changed of it."""
+    """Return a paragraph a peer's row: its clock, where it is from, what was changed of it."""
     lines = []
-    for name in dict.fromkeys(run["row"]["name"] for run in record["runs"] if run["row"]["recipe"] is None):
-        last = [run for run in record["runs"] if run["row"]["name"] == name][-1]
+    for row in dict.fromkeys(row_of(run) for run in record["runs"] if run["row"]["recipe"] is None):
+        last = runs_of(record, row)[-1]
         source = last.get("repository", "repository not stated")
         commit = last.get("commit", "commit not stated")
         lines += [
             "",
-            f"{name}: {source}, {commit}. Its clock: {last['clock'].rstrip('.')}. Changed to run here: "
-            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{last['row']['science']}`.",
+            f"{row.name}: {source}, {commit}. Its clock: {last['clock'].rstrip('.')}. Changed to run here: "
+            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{publishable_command(row.science)}`.",
         ]
     return lines
+
+
+def _peer_tta(record: dict[str, Any], row: Row) -> str:
+    """Return what a peer's accuracy averages over, as its last run says; ``none`` where it says nothing."""
+    runs = runs_of(record, row) if row.recipe is None else []
+    return str(runs[-1].get("tta", "none")) if runs else "none"
+
+
+def _comparison(record: dict[str, Any]) -> list[str]:
+    """Return the rows beside the one that they are compared with, as a table and what it means."""
+    try:
+        against = find_row(record, record["against"])
+    except UserError:  # it is not measured yet, or another length of it was
+        return ["", f"Nothing is compared with {record['against']} yet."]
+    lines = [
+        "",
+        f"Against {against.label}, of which a ratio below 1 is faster:",
+        "",
+        "| row | rounds | seconds, ratio | CPU seconds, ratio | accuracy, difference in points |",
+        "|---|---|---|---|---|",
+    ]
+    for each in compare(record, against):
+        half = "" if each.difference_half is None else f" ± {100 * each.difference_half:.2f}"
+        cells = [each.row.label, str(each.pairs), _ratio(each.seconds), _ratio(each.cpu_s)]
+        lines.append(f"| {' | '.join([*cells, f'{100 * each.difference:+.2f}{half}'])} |")
+    return [
+        *lines,
+        "",
+        "A ratio is the geometric mean over rounds, in which rows took turns, with its 95% interval (Student's t of "
+        "logarithms); a difference is that of the mean accuracies of all runs, with its 95% interval (Welch).",
+    ]
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio.mean:.3f}" + ("" if ratio.low is None else f" ({ratio.low:.3f} to {ratio.high:.3f})")
 
 
 def draw(record: dict[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def train_once(
         Interrupted: a signal asked to stop.
     """
     listener = _Watch(label, meter, tell)
-    start = time.perf_counter()
+    start, started = time.perf_counter(), datetime.datetime.now(datetime.UTC)
     try:
         result = train(recipe, config, runs_dir=runs_dir, listener=listener)
     finally:
@@ -49,7 +51,17 @@ def train_once(
         torch.compiler.reset()  # the next network's graphs count against the same limit
     after = None if meter is None else meter.read()
     used = None if after is None or listener.joules is None else after - listener.joules
-    return outcome(result) | {"energy_j": used, "process_s": time.perf_counter() - start}
+    return outcome(result) | {
+        "started": started.isoformat(timespec="seconds"),
+        "cpu_s": cpu_s() - listener.cpu_s,
+        "energy_j": used,
+        "process_s": time.perf_counter() - start,
+    }
+
+
+def cpu_s() -> float:
+    """Return the CPU seconds of all threads of this process so far, and of the processes that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def outcome(result: RunResult) -> dict[str, Any]:
@@ -74,17 +86,19 @@ def outcome(result: RunResult) -> dict[str, Any]:
 
 
 class _Watch(Listener):
-    """Reads the energy counter when a run starts, and says now and then how far it is."""
+    """Reads the counters of energy and CPU time when a run starts, and says now and then how far it is."""
 
     def __init__(self, label: str, meter: EnergyMeter | None, tell: Callable[[str], None]) -> None:
         self.label = label
         self.meter = meter
         self.tell = tell
         self.joules: float | None = None
+        self.cpu_s = 0.0
         self._told_at = time.monotonic()
 
     def on_start(self, info: RunInfo) -> None:
         self.joules = None if self.meter is None else self.meter.read()
+        self.cpu_s = cpu_s()
         self._epochs = info.recipe.epochs
 
     def on_epoch(self, row: dict[str, Any]) -> None:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastresnet.bench.record import load_record
+from fastresnet.bench.record import ToMarkdown, check_page, load_record
 from fastresnet.errors import UserError
 from fastresnet.run import machine_difference
 
 
-def earlier_record(path: Path, kind: str) -> dict[str, Any] | None:
+def earlier_record(path: Path, kind: str, to_markdown: ToMarkdown) -> dict[str, Any] | None:
     """Return the record at ``path``, None where there is none yet.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, is something else, or ``to_markdown`` makes no page of it.
     """
     if not path.exists():
         return None
     record = load_record(path)
-    if record["kind"] != kind or "settings" not in record:
+    parts = {"settings": dict, "environment": dict, "command": str}
+    if record["kind"] != kind or not all(isinstance(record.get(key), type_) for key, type_ in parts.items()):
         raise UserError(
             f"{path} is no record that `fastresnet bench {kind}` can go on with; choose another --out"
         )
+    check_page(path, record, to_markdown)
     return record
 
 

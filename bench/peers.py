@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ from typing import IO, Any
 
 from fastresnet.errors import UserError
 
-REQUIRED = {"accuracy": (int, float), "seconds": (int, float), "clock": (str,)}
-OPTIONAL = ("repository", "commit", "changes")
+REQUIRED = ("accuracy", "seconds", "clock")
+OPTIONAL_NUMBERS = ("cpu_s",)
+OPTIONAL_WORDS = ("tta", "repository", "commit", "changes")
+MOST_LINE_BYTES = 1 << 20  # of the last line that is read
 SEED = "{seed}"
 
 
@@ -23,32 +26,35 @@ SEED = "{seed}"
 class Peer:
     """A command that trains once and prints a JSON line, its last, on stdout.
 
-    The line holds ``accuracy`` in [0, 1], ``seconds``, and ``clock``, what those seconds cover, in words. For the
-    record it may also hold ``repository``, ``commit`` and ``changes``: where the code comes from, and in prose what
-    was changed to run it here.
+    The line holds ``accuracy`` in [0, 1], ``seconds``, and ``clock``, what those seconds cover, in words. It may also
+    hold ``cpu_s``, the CPU seconds of what the clock covers, and in words ``tta``, ``repository``, ``commit`` and
+    ``changes``: where the code comes from, and what was changed to run it here.
 
     Attributes:
         name: on the board.
         command: for the shell; ``{seed}`` in it is replaced by the run's number, from 0.
+        minutes: most that a run may take; None for any.
     """
 
     name: str
     command: str
+    minutes: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Peer:
-        """Return the peer of ``NAME=COMMAND``."""
+    def parse(cls, text: str, minutes: float | None = None) -> Peer:
+        """Return the peer of ``NAME=COMMAND``; raises UserError where it is not of that form."""
         name, equals, command = text.partition("=")
         if not equals or not name.strip() or not command.strip():
             raise UserError(f"--peer is {text!r}; write --peer 'NAME=COMMAND'")
-        return cls(name=name.strip(), command=command.strip())
+        return cls(name=name.strip(), command=command.strip(), minutes=minutes)
 
     def run(self, seed: int) -> dict[str, Any]:
         """Run it once and return its line, and ``process_s``, the seconds of the whole process.
 
         Raises:
-            UserError: it failed, or printed no such line.
+            UserError: it failed, took too long, or printed no such line.
         """
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         # Files: a pipe ends only when all that it has left running has closed it.
         with TemporaryFile() as said, TemporaryFile() as complained:
             start = time.perf_counter()
@@ -61,7 +67,11 @@ class Peer:
                 start_new_session=True,
             )
             try:
-                process.wait()
+                process.wait(None if self.minutes is None else 60 * self.minutes)
+            except subprocess.TimeoutExpired:
+                raise UserError(
+                    f"--peer {self.name} was ended after {self.minutes:g} minutes, which is --peer-minutes"
+                ) from None
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # whatever it has left running
@@ -70,28 +80,43 @@ class Peer:
             if process.returncode:
                 last = _last_line(complained) or "it said nothing"
                 raise UserError(f"--peer {self.name} exited with {process.returncode}: {last}")
-            return {**self._line(_last_line(said)), "process_s": process_s}
+            return {**self._line(_last_line(said)), "started": started, "process_s": process_s}
 
     def _line(self, last: str) -> dict[str, Any]:
         try:
             found = json.loads(last)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
-        wrong = not isinstance(found, dict) or [
-            key
-            for key, types in REQUIRED.items()
-            if not isinstance(found.get(key), types) or isinstance(found[key], bool)
-        ]
-        if wrong or not 0 <= found["accuracy"] <= 1 or not 0 < found["seconds"] < float("inf"):
+        if not isinstance(found, dict) or not _is_answer(found):
             raise UserError(
                 f"--peer {self.name} must print, last, one JSON line with accuracy (0 to 1), seconds and clock (what "
                 f"the seconds cover); it printed {last[:200]!r}"
             )
-        kept = {key: found[key] for key in REQUIRED}
-        return kept | {key: str(found[key]) for key in OPTIONAL if found.get(key)}
+        kept = {key: found[key] for key in (*REQUIRED, *OPTIONAL_NUMBERS) if found.get(key) is not None}
+        return kept | {key: str(found[key]) for key in OPTIONAL_WORDS if found.get(key)}
+
+
+def _is_answer(found: dict[str, Any]) -> bool:
+    accuracy, clock = found.get("accuracy"), found.get("clock")
+    durations = [
+        found.get("seconds"),
+        *(found[key] for key in OPTIONAL_NUMBERS if found.get(key) is not None),
+    ]
+    return (
+        isinstance(accuracy, int | float)
+        and not isinstance(accuracy, bool)
+        and 0 <= accuracy <= 1
+        and all(map(_is_duration, durations))
+        and isinstance(clock, str)
+        and bool(clock.strip())
+    )
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 def _last_line(file: IO[bytes]) -> str:
-    """Return the last line of text in a file; empty where there is none."""
-    file.seek(0)
+    """Return the last line of text in a file, or the end of it; empty where there is none."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LINE_BYTES))
     return (file.read().decode(errors="replace").strip().splitlines() or [""])[-1]

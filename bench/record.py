@@ -18,6 +18,7 @@ from fastresnet.atomic import explain_os_error, write_atomic
 from fastresnet.errors import UserError
 from fastresnet.run import environment
 
+ToMarkdown = Callable[[dict[str, Any]], str]
 KINDS = (
     "loaders",
     "kernels",
@@ -35,6 +36,14 @@ def typed_command() -> str:
     hold a password.
     """
     return shlex.join(["fastresnet", *map(_publishable, sys.argv[1:])])
+
+
+def publishable_command(command: str) -> str:
+    """Return a shell's command fit to be published, as :func:`typed_command`; as it is where it cannot be split."""
+    try:
+        return shlex.join(map(_publishable, shlex.split(command)))
+    except ValueError:
+        return command
 
 
 def _publishable(part: str) -> str:
@@ -71,7 +80,7 @@ def load_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_record(path: Path, kind: str, to_markdown: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+def read_record(path: Path, kind: str, to_markdown: ToMarkdown) -> dict[str, Any]:
     """Return a record of ``fastresnet bench <kind>`` of which ``to_markdown`` makes a page.
 
     Raises:
@@ -81,11 +90,23 @@ def read_record(path: Path, kind: str, to_markdown: Callable[[dict[str, Any]], s
     if record["kind"] != kind:
         told = f"is a record of `bench {record['kind']}`; show it with that"
         raise UserError(f"{path} {told if record['kind'] in KINDS else f'is no record of `bench {kind}`'}")
+    check_page(path, record, to_markdown)
+    return record
+
+
+def check_page(path: Path, record: dict[str, Any], to_markdown: ToMarkdown) -> None:
+    """Raise UserError unless ``to_markdown`` makes a page of the record at ``path``."""
     try:
         to_markdown(record)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is of an earlier form, which only its own version shows") from error
-    return record
+        raise UserError(
+            f"{path} is damaged, or of an earlier form, which only its own version shows"
+        ) from error
+
+
+def mark_of(kind: str, path: Path) -> str:
+    """Return the name of the marks between which the page of the record at ``path`` goes."""
+    return f"bench {kind} {path.stem}"
 
 
 def check_insert(name: str, *paths: Path) -> None:

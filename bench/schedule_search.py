@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from fastresnet.bench.intervals import lower_bound, upper_bound
@@ -33,18 +33,24 @@ def judge(accuracies: Sequence[float], target: float) -> Verdict:
 
 
 def next_try(
-    results: Mapping[int, Sequence[float]], target: float, *, longest: int, most_runs: int
+    results: Mapping[int, Sequence[float]],
+    target: float,
+    *,
+    longest: int,
+    most_runs: int,
+    refuted: Collection[int] = (),
 ) -> Try | Found:
     """Return what to do after ``results``, which hold the accuracies of each number of epochs tried so far.
 
-    The longest schedule is tried first. One that stays undecided after ``most_runs`` runs counts as one that misses.
-    What is returned follows from ``results`` alone, so a search may be stopped and gone on with at any moment.
+    The longest schedule is tried first. One that stays undecided after ``most_runs`` runs counts as one that misses,
+    and so do those in ``refuted``, which the search had found and runs on fresh seeds did not bear out. What is
+    returned follows from ``results`` alone, so a search may be stopped and gone on with at any moment.
     """
     misses, reaches = 0, None
     epochs = longest
     while epochs > misses:
         accuracies = results.get(epochs, ())
-        verdict = judge(accuracies, target)
+        verdict = "misses" if epochs in refuted else judge(accuracies, target)
         if verdict == "undecided" and len(accuracies) < most_runs:
             return Try(epochs)
         if verdict == "reaches":

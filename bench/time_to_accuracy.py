@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s, train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
-from fastresnet.bench.schedule_search import Found, Try, next_try
+from fastresnet.bench.schedule_search import Found, Try, judge, next_try
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
@@ -67,6 +67,7 @@ class Board:
         save: given the record after each run.
         tell: told lines.
         parallel: most trainings at once, of archs for which that is faster a run.
+        failed: why a run could not be done, by its row's label; the row's others are not tried.
     """
 
     contestants: Sequence[Contestant]
@@ -78,6 +79,7 @@ class Board:
     save: Callable[[dict[str, Any]], None]
     tell: Callable[[str], None]
     parallel: int = 1
+    failed: dict[str, str] = field(default_factory=dict)
 
     def settle(self) -> None:
         """Have the record say of each arch whether it is run at once; where it does not, that is measured.
@@ -104,7 +106,9 @@ class Board:
         Rows that a search has yet to choose are not in the record.
         """
         found = [
-            job for contestant in self.contestants if (job := self._next(contestant, under_way)) is not None
+            job
+            for contestant in self.contestants
+            if (job := self._next(contestant, under_way)) is not None and job.row.label not in self.failed
         ]
         return sorted(found, key=lambda job: job.seed % SEARCH_SEEDS)  # stable: rows in order
 
@@ -120,6 +124,9 @@ class Board:
                 return Job(contestant=tried, row=row, role=SEARCH, seed=seed)
             # Where not even the longest reaches the target, its figure says how far it is from it.
             contestant = contestant.with_epochs(decision.epochs or contestant.recipe.epochs)
+            found = asdict(self.row(contestant))
+            if decision.epochs is not None and found not in self.record.setdefault("found", []):
+                self.record["found"].append(found)
         row = self.row(contestant)
         if row not in (Row(**each) for each in self.record["rows"]):
             self.record["rows"].append(asdict(row))
@@ -130,21 +137,27 @@ class Board:
 
     def _decide(self, contestant: Contestant) -> Try | Found:
         assert contestant.recipe is not None
+        target = self.record["settings"]["target"]
         results: dict[int, list[float]] = {}
+        refuted = set()
         for run in self.record["runs"]:
             row = row_of(run)
             if run["role"] != SEARCH or row.name != contestant.name or row.epochs is None:
                 continue
             if row == self.row(contestant.with_epochs(row.epochs)):
                 results.setdefault(row.epochs, []).append(run["accuracy"])
-        target = self.record["settings"]["target"]
-        return next_try(results, target, longest=contestant.recipe.epochs, most_runs=self.runs)
+                figure = [each["accuracy"] for each in runs_of(self.record, row)]
+                if len(figure) >= self.runs and judge(figure, target) != "reaches":
+                    refuted.add(row.epochs)
+        longest = contestant.recipe.epochs
+        return next_try(results, target, longest=longest, most_runs=self.runs, refuted=refuted)
 
     def fill(self, runs_dir: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
         """Run what is missing, each row in turn, until nothing is or the time is up; rows that are run at once first.
 
+        Of what fails (a peer, or a training that cannot be done or diverges) no more is tried, and the others go on.
+
         Raises:
-            UserError: a peer failed, or a training cannot be done; what was run before is kept.
             Interrupted: a signal asked to stop; the run that was under way will be done again.
         """
         meter = EnergyMeter(choose_machine(self.config).device)
@@ -156,7 +169,13 @@ class Board:
             for job in jobs:
                 if out_of_time():
                     break
-                self._add(self._run(job, runs_dir, meter), job)
+                try:
+                    run = self._run(job, runs_dir, meter)
+                except UserError as error:
+                    self._fail(job, str(error))
+                else:
+                    self._add(run, job)
+        self.record["failed"] = dict(self.failed)
         self.record["not_measured"] = [job.row.label for job in self.jobs()]
 
     def _begun(self, job: Job) -> dict[str, Any]:
@@ -214,14 +233,21 @@ class Board:
                 for trainer, kind, answer in answers(list(under_way)):
                     if kind == "told":
                         self.tell(answer)
+                        continue
+                    job, begun = under_way.pop(trainer)
+                    if kind == "failed":
+                        self._fail(job, answer)
                     else:
-                        job, begun = under_way.pop(trainer)
                         self._add(begun | answer, job)
 
     def _add(self, run: dict[str, Any], job: Job) -> None:
         self.record["runs"].append(run)
         self.keep()
         self.tell(_told(run, job))
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.failed.setdefault(job.row.label, f"{job.named}: {reason}")
+        self.tell(f"{job.row.label}, {job.named}: {reason}; its other runs are left out")
 
     def keep(self) -> None:
         """Save the record, whole whatever signal comes meanwhile."""

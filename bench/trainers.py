@@ -41,11 +41,12 @@ class Trainer:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()
         self.label: str | None = None
+        self.is_over = False
 
     @property
     def is_idle(self) -> bool:
         """Whether it has nothing to train."""
-        return self.label is None
+        return self.label is None and not self.is_over
 
     def begin(self, recipe: Recipe, config: RunConfig, label: str) -> None:
         """Have it train; ``label`` is what errors call the run. Its answer comes by :func:`answers`."""
@@ -55,18 +56,15 @@ class Trainer:
             self._pipe.send((recipe, config, label))
 
     def _receive(self) -> tuple[str, Any]:
-        """Return ``told`` with a line, or ``done`` with what :func:`train_once` returned."""
+        """Return ``told`` with a line, ``done`` with what :func:`train_once` returned, or ``failed`` with why."""
         try:
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
+            self.is_over = True
             code = self._process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-            raise UserError(
-                f"{self.label}: its process {how}; the same command does this run again"
-            ) from None
-        if kind == "failed":
-            raise UserError(f"{self.label}: {value}")
+            return "failed", f"its process {how}; the same command does this run again"
         return kind, value
 
     def close(self) -> None:
@@ -89,7 +87,7 @@ def crew(most: int, runs_dir: Path) -> Iterator[Callable[[], Trainer | None]]:
 
     def free() -> Trainer | None:
         idle = next((trainer for trainer in started if trainer.is_idle), None)
-        if idle is None and len(started) < most:
+        if idle is None and sum(not trainer.is_over for trainer in started) < most:
             idle = Trainer(runs_dir / str(len(started)))
             started.append(idle)
         return idle
@@ -102,16 +100,15 @@ def crew(most: int, runs_dir: Path) -> Iterator[Callable[[], Trainer | None]]:
 
 
 def answers(busy: list[Trainer]) -> Iterator[tuple[Trainer, str, Any]]:
-    """Wait until some of ``busy`` answer, and yield each with ``told`` and a line or ``done`` and its run.
+    """Wait until some of ``busy`` answer; yield each with ``told`` and a line, ``done`` and a run, ``failed`` and why.
 
-    Raises:
-        UserError: a training failed, or its process died.
+    One whose process died has failed, and is over.
     """
     by_pipe = {trainer._pipe: trainer for trainer in busy}
     for ready in connection.wait(list(by_pipe)):
         trainer = by_pipe[cast(Connection, ready)]
         kind, value = trainer._receive()
-        if kind == "done":
+        if kind != "told":
             trainer.label = None
         yield trainer, kind, value
 

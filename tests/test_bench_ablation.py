@@ -59,7 +59,7 @@ def tiny(factors: Path, data: Path, out: Path) -> list[str | Path]:
 
 def test_an_ablation_killed_and_gone_on_with(factors: Path, data: Path, tmp_path: Path) -> None:
     out, docs = tmp_path / "a.json", tmp_path / "docs.md"
-    docs.write_text("<!-- bench ablation fast 2: begin --><!-- bench ablation fast 2: end -->")
+    docs.write_text(f"<!-- bench ablation {out.stem}: begin --><!-- bench ablation {out.stem}: end -->")
     own = [*tiny(factors, data, out), "--epochs", "2"]
     first = bench(*own, "--runs", "1", "--only", "no-ema")
     assert first.exit_code == 0, first.output

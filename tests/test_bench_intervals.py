@@ -93,6 +93,25 @@ def test_without_noise_the_search_finds_the_shortest(longest: int, shortest: int
     assert len(results) <= math.ceil(math.log2(longest)) + 1
 
 
+@given(st.integers(1, 60), st.sets(st.integers(1, 60), max_size=6))
+def test_what_fresh_seeds_refute_is_stepped_over(longest: int, refuted: set[int]) -> None:
+    """Every schedule seems to reach the target: what is found is none of those that did not."""
+    results: dict[int, list[float]] = {}
+    found: set[int] = set()
+    while True:
+        step = next_try(results, 0.94, longest=longest, most_runs=2, refuted=refuted & found)
+        if isinstance(step, Try):
+            results.setdefault(step.epochs, []).append(0.95)
+        elif step.epochs is None or step.epochs not in refuted:
+            break
+        else:
+            assert step.epochs not in found  # it is not found again
+            found.add(step.epochs)
+    assert step.epochs is not None or longest in found
+    if step.epochs is not None:
+        assert all(shorter in refuted for shorter in range(1, step.epochs))
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(2, 64), st.integers(2, 8), st.floats(0.90, 0.96))
 def test_with_noise_the_search_ends_and_can_be_gone_on_with(

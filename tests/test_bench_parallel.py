@@ -154,8 +154,11 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
         code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 2, told
     line = told.strip().splitlines()[-1]
-    assert f"error: {ARCH}, fast, 1 epochs, 2 at once, run " in line
-    assert line.endswith("its process was ended by SIGKILL; the same command does this run again")
+    assert f"error: not all could be measured: {ARCH}, fast, 1 epochs, 2 at once, run " in line
+    assert "its process was ended by SIGKILL; the same command does this run again" in line
+    assert (
+        line.endswith(f"{out} keeps the rest") and f"{ARCH}, fast, 1 epochs, 2 at once" in read(out)["failed"]
+    )
     assert trainings(os.getpid()) == []
     kept = read(out)["runs"]
     assert len(kept) > 1

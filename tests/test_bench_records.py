@@ -26,7 +26,7 @@ def test_a_command_shows_no_record_of_another(kind: str, tmp_path: Path) -> None
     made = tmp_path / "made.json"
     for other in KINDS:
         made.write_text(json.dumps({"kind": other}))
-        own = "is of an earlier form, which only its own version shows"
+        own = "is damaged, or of an earlier form, which only its own version shows"
         told = own if other == kind else f"is a record of `bench {other}`; show it with that"
         assert refused("bench", kind, "--show", made) == f"{made} {told}"
     for record in RECORDS:
@@ -38,7 +38,7 @@ def test_a_command_shows_no_record_of_another(kind: str, tmp_path: Path) -> None
             continue
         told = refused("bench", kind, "--show", record)
         if its == kind:
-            assert "is of an earlier form" in told
+            assert "is damaged, or of an earlier form" in told
         elif its in KINDS:
             assert told == f"{record} is a record of `bench {its}`; show it with that"
         else:  # a run's result, or of what is no command
@@ -77,7 +77,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("loaders.measure", "throughput.measure", "kernels.bench_kernels"):
         monkeypatch.setattr(f"fastresnet.bench.{name}", fail)
     for command in ("time_to", "ablation"):
-        monkeypatch.setattr(f"fastresnet.cli.bench_{command}._open", fail)
+        monkeypatch.setattr(f"fastresnet.cli.bench_{command}.fill_board", fail)
     return write_npz(tmp_path / "arrays.npz")
 
 

@@ -216,7 +216,7 @@ def test_a_record_of_the_earlier_form_says_so() -> None:
     if not record.exists():
         pytest.skip("records stay behind in an sdist")
     done = bench("--show", record)
-    assert isinstance(done.exception, UserError) and "is of an earlier form" in str(done.exception)
+    assert isinstance(done.exception, UserError) and "of an earlier form" in str(done.exception)
 
 
 def test_a_row_that_fails_on_its_way_is_left_out_and_the_others_go_on() -> None:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastresnet.cli.board_filling import board_config, fill_board, open_board_data, open_board_record
+from fastresnet.cli.board_filling import (
+    board_config,
+    complain_of_failures,
+    fill_board,
+    open_board_data,
+    open_board_record,
+)
 from fastresnet.cli.options import (
     Amp,
     Compile,
@@ -65,31 +71,34 @@ def ablation(
 ) -> None:
     """Judge changes to a recipe, one factor at a time, by runs with the same seeds as the base's."""
     from fastresnet.bench.ablation import Factors
-    from fastresnet.bench.ablation_page import mark_in, mark_of, to_markdown
-    from fastresnet.bench.record import check_insert, check_out, read_record
+    from fastresnet.bench.ablation_page import to_markdown
+    from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
     from fastresnet.recipe import load_recipe
 
     if show is not None:
         record = read_record(show, "ablation", to_markdown)
+        show_page(to_markdown(record), mark_of("ablation", show), insert)
     else:
         started = time.monotonic()
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
         config = board_config(data=data, eval_every=epochs, **machine)  # only the last epoch is judged
         check_out(out or Path("bench-results") / "ablation.json", ".md")
+        if out is not None:
+            check_insert(mark_of("ablation", out), *insert or ())
         overrides = assigned(set_, {"epochs": epochs})
         if "arch" in overrides:
             raise UserError("--set arch would train another network than --archs names; name it there")
         if "tta" in overrides:
             raise UserError("--set tta is of no use: every run is tested without and with it")
         base = load_recipe(recipe).with_overrides(overrides | {"epochs": epochs, "tta": "flip"})
-        check_insert(mark_of(base.name, epochs), *insert or ())
         named = listed_archs("--archs", archs)
         judged = Factors.load(factors, base, listed(only))
         board, path = _open(judged, overrides, named, runs, config, parallel, out)
-        record = board.record
+        check_insert(mark_of("ablation", path), *insert or ())  # which the data set may have named
         fill_board(board, path, started, minutes, "ablation")
         typer.echo(f"record     {path}, and the same as .md", err=True)
-    show_page(to_markdown(record), mark_in(record), insert)
+        show_page(to_markdown(board.record), mark_of("ablation", path), insert)
+        complain_of_failures(board, path)
 
 
 def _open(
@@ -103,7 +112,7 @@ def _open(
 ) -> tuple[Board, Path]:
     """Return the ablation with what is in its record already, and where that lies."""
     from fastresnet.bench.ablation import base_digest
-    from fastresnet.bench.ablation_page import write_ablation
+    from fastresnet.bench.ablation_page import to_markdown, write_ablation
     from fastresnet.bench.time_to_accuracy import Board
 
     base, contestants = factors.base, factors.contestants(archs)
@@ -112,7 +121,7 @@ def _open(
     path = out or Path("bench-results") / name.lower()
     # what was typed comes first, so that a difference is named by it
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}
-    record = open_board_record(path, "ablation", own, opened, config, factors=[])
+    record = open_board_record(path, "ablation", to_markdown, own, opened, config, factors=[])
     told = factors.told(archs, opened)
     left_out = factors.impossible(archs, opened)
     for label, reason in left_out.items():

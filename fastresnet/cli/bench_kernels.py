@@ -74,7 +74,7 @@ def kernels(
             kernels=TRITON_KERNELS if tunings else TRITON_KERNELS[:1],
             rounds=rounds,
             calls=calls or (20 if on_gpu else 2),
-            earlier=earlier_record(path, "kernels"),
+            earlier=earlier_record(path, "kernels", to_markdown),
             save=lambda record: write_record(path, record),
             progress=lambda line: typer.echo(line, err=True),
             out_of_time=lambda: minutes is not None and time.monotonic() - started > 60 * minutes,

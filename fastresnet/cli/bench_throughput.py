@@ -74,7 +74,7 @@ def throughput(
             plan,
             config,
             lambda text: typer.echo(text, err=True),
-            earlier=earlier_record(path, "throughput"),
+            earlier=earlier_record(path, "throughput", to_markdown),
             save=lambda record: write_record(path, record),
             out_of_time=lambda: minutes is not None and time.monotonic() - started > 60 * minutes,
         )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastresnet.cli.board_filling import board_config, fill_board, open_board_data, open_board_record
+from fastresnet.cli.board_filling import (
+    board_config,
+    complain_of_failures,
+    fill_board,
+    open_board_data,
+    open_board_record,
+)
 from fastresnet.cli.options import (
     Amp,
     Compile,
@@ -61,6 +68,12 @@ def time_to(
             "run's number.",
         ),
     ] = None,
+    peer_minutes: Annotated[
+        float | None, typer.Option(help="End a peer's run that takes longer, and leave that row.", min=0)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Compare the other rows with this one, round by round.")
+    ] = None,
     runs: Annotated[int, typer.Option(help="Of each row.", min=1)] = 10,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 1,
     minutes: Minutes = None,
@@ -82,17 +95,24 @@ def time_to(
     insert: Insert = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
+    from fastresnet.bench.board import check_target
     from fastresnet.bench.board_page import to_markdown
-    from fastresnet.bench.record import check_insert, check_out, read_record
+    from fastresnet.bench.comparison import find_row
+    from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
 
     if show is not None:
         record = read_record(show, "time-to", to_markdown)
+        if against is not None:
+            find_row(record, against)
+            record["against"] = against
+        show_page(to_markdown(record), mark_of("time-to", show), insert)
     else:
         started = time.monotonic()
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
         config = board_config(data=data, eval_every=eval_every, **machine)
         check_out(out or BOARDS / "time-to.json", ".md", ".png")
-        check_insert("bench time-to", *insert or ())
+        if out is not None:
+            check_insert(mark_of("time-to", out), *insert or ())
         overrides = assigned(set_, {} if epochs is None else {"epochs": epochs})
         if "arch" in overrides:
             raise UserError("--set arch would train another network than its row says; name it in --archs")
@@ -102,16 +122,28 @@ def time_to(
             raise UserError(
                 f"--epochs is {epochs!r}; --search takes one number, the longest schedule that it tries"
             )
-        entered = contestants(archs, recipe, epochs, overrides, peer or [])
+        if target is not None:
+            check_target(target)
+        entered = contestants(archs, recipe, epochs, overrides, peer or [], peer_minutes)
         board, path = _open(entered, target, runs, search, parallel, config, out)
-        record = board.record
+        check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
+        if against is not None:
+            asked = [asdict(each.row(board.data)) for each in board.contestants]
+            find_row({"rows": [*board.record["rows"], *asked]}, against)
+            board.record["against"] = against
         fill_board(board, path, started, minutes, "board")
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
-    show_page(to_markdown(record), "bench time-to", insert)
+        show_page(to_markdown(board.record), mark_of("time-to", path), insert)
+        complain_of_failures(board, path)
 
 
 def contestants(
-    archs: str | None, recipe: str, epochs: str | None, overrides: dict[str, Any], peers: list[str]
+    archs: str | None,
+    recipe: str,
+    epochs: str | None,
+    overrides: dict[str, Any],
+    peers: list[str],
+    peer_minutes: float | None = None,
 ) -> list[Contestant]:
     """Return what the command line asks for; each number of epochs is a row of its own."""
     from fastresnet.bench.contestants import Contestant, default_names
@@ -131,7 +163,7 @@ def contestants(
             made = base.with_overrides(changed)
             made.arch_spec()  # a wrong name is found before anything runs
             found.append(Contestant(name=name, recipe=made))
-    for each in map(Peer.parse, peers):
+    for each in (Peer.parse(text, peer_minutes) for text in peers):
         if each.name in (other.name for other in found):
             raise UserError(f"{each.name} is on the board twice; give --peer another name")
         found.append(Contestant(name=each.name, peer=each))
@@ -156,7 +188,7 @@ def _open(
 ) -> tuple[Board, Path]:
     """Return the board with what is on it already, and where it lies."""
     from fastresnet.bench.board import resolve_target
-    from fastresnet.bench.board_page import write_board
+    from fastresnet.bench.board_page import to_markdown, write_board
     from fastresnet.bench.time_to_accuracy import Board
 
     first = next((entry.recipe for entry in entered if entry.recipe is not None), None)
@@ -170,7 +202,7 @@ def _open(
             entry.recipe.image_sizes(opened.dataset.image_size)
     aim = resolve_target(target, opened.dataset.name)
     path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
-    record = open_board_record(path, "time-to", {"target": aim}, opened, config)
+    record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config)
     board = Board(
         contestants=entered,
         runs=runs,

@@ -13,6 +13,7 @@ from fastresnet.cli.typed import named_as_typed
 
 if TYPE_CHECKING:
     from fastresnet.assembly import Data
+    from fastresnet.bench.record import ToMarkdown
     from fastresnet.bench.time_to_accuracy import Board
     from fastresnet.recipe import Recipe
     from fastresnet.run import RunConfig
@@ -50,11 +51,18 @@ def open_board_data(recipe: Recipe, config: RunConfig) -> Data:
 
 
 def open_board_record(
-    path: Path, kind: str, own: dict[str, Any], data: Data, config: RunConfig, **content: Any
+    path: Path,
+    kind: str,
+    to_markdown: ToMarkdown,
+    own: dict[str, Any],
+    data: Data,
+    config: RunConfig,
+    **content: Any,
 ) -> dict[str, Any]:
     """Return the record at ``path``, to be added to, or a new one without runs.
 
     Args:
+        to_markdown: makes its page.
         own: the settings of this kind of record; those of the data and the machine follow them.
         content: what a new one has beside rows and runs.
 
@@ -72,7 +80,7 @@ def open_board_record(
     nothing: dict[str, list[Any]] = {"rows": [], "runs": [], "not_measured": []}
     device, threads = chosen.device_name, chosen.config.threads
     record = make_record(kind, device, threads, settings=settings, **content, **nothing)
-    earlier = earlier_record(path, kind)
+    earlier = earlier_record(path, kind, to_markdown)
     # it grows over days of work on the source; each run names its commit
     return record if earlier is None else go_on(earlier, record, same_source=False)
 
@@ -85,7 +93,7 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
         what: the record in a word.
 
     Raises:
-        UserError: another process fills it, or did since it was read; a run failed, and what was run before is kept.
+        UserError: another process fills it, or did since it was read.
         typer.Exit: a signal asked to stop.
     """
     from fastresnet.bench.record import load_record
@@ -107,6 +115,15 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
     if stopped is not None:
         typer.echo(f"stopped; the {what} is kept in {path}, and the same command goes on with it", err=True)
         raise typer.Exit(128 + stopped)
+
+
+def complain_of_failures(board: Board, path: Path) -> None:
+    """Raise UserError where rows failed, once what was measured is shown."""
+    from fastresnet.errors import UserError
+
+    if board.failed:
+        reasons = "; ".join(f"{label}, {reason}" for label, reason in board.failed.items())
+        raise UserError(f"not all could be measured: {reasons}; {path} keeps the rest")
 
 
 def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
