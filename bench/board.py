@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastresnet.bench.intervals import lower_bound, two_sided
@@ -63,6 +63,7 @@ class Row:
         epochs: None for a peer.
         tta: what the final accuracy averages over.
         at_once: most trainings that ran beside each other, itself included.
+        changes: keys of the recipe that were changed, as typed; ``science`` tells them from others already.
     """
 
     name: str
@@ -72,18 +73,24 @@ class Row:
     epochs: int | None
     tta: str
     at_once: int = 1
+    changes: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
         """The row in words."""
         words = [self.name]
         if self.epochs is not None:
-            words.append(f"{self.recipe}, {self.epochs} epochs")
+            words += [f"{self.recipe}{self.changed}", f"{self.epochs} epochs"]
         if self.tta != "none":
             words.append(f"{self.tta} TTA")
         if self.at_once > 1:
             words.append(f"{self.at_once} at once")
         return ", ".join(words)
+
+    @property
+    def changed(self) -> str:
+        """What follows the recipe's name: its changes, where there are some."""
+        return f" with {self.changes}" if self.changes else ""
 
 
 @dataclass(frozen=True, kw_only=True)

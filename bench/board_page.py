@@ -129,7 +129,7 @@ def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
     tta = "".join(f", {kind} TTA" for kind in (row.tta, peer_tta) if kind != "none")
-    recipe = f" ({row.recipe})" if row.recipe is not None else " (its own clock)"
+    recipe = f" ({row.recipe}{row.changed})" if row.recipe is not None else " (its own clock)"
     apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
     cells = [

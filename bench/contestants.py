@@ -25,11 +25,13 @@ class Contestant:
         name: on the board.
         recipe: None for a peer.
         peer: None for a training of ours.
+        changes: what was typed of changes to the recipe, for its label.
     """
 
     name: str
     recipe: Recipe | None = None
     peer: Peer | None = None
+    changes: str = ""
 
     def with_epochs(self, epochs: int) -> Contestant:
         """Return the same with another number of epochs."""
@@ -58,6 +60,7 @@ class Contestant:
             epochs=self.recipe.epochs,
             tta=self.recipe.tta,
             at_once=at_once,
+            changes=self.changes,
         )
 
 

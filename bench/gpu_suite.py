@@ -69,7 +69,7 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
     archs = "resnet8,resnet24,resnet86"
     every = (
         "resnet10-1,resnet10-2,resnet12,resnet16,resnet20,resnet24,resnet32,resnet48,resnet86,resnet8,"
-        "n3-b2-c85-p8,resnet18-c42"
+        "n3-b2-c85-p8,improved-resnet,resnet18-c42"
     )
     if rehearse:
         sizes = {

@@ -200,9 +200,12 @@ class Board:
         return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
 
     def _config(self, job: Job, config: RunConfig) -> RunConfig:
-        """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found."""
+        """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found.
+
+        That first one looks for it on behalf of all its row's runs.
+        """
         earlier = (run["machine"] for run in self.record["runs"] if row_of(run) == job.row)
-        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {})
+        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self.runs})
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:

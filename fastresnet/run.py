@@ -61,6 +61,8 @@ class RunConfig(BaseModel):
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
         device, loader, amp, compile, kernels, convs, graphs, threads: ``auto`` (0 threads) until resolved; a run that
             has started holds what was chosen, and a resumed run reuses it.
+        alike: trainings that will do their steps as this one finds, itself included, on a board: what the finding may
+            take is weighed against the length of all of them.
         sync_bn: over several ranks, normalise by the statistics of the whole batch, as one process does;
             otherwise each rank by those of its share. A process by itself does the same either way.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.
@@ -87,6 +89,7 @@ class RunConfig(BaseModel):
     convs: Convs = "auto"
     graphs: Graphs = "auto"
     threads: int = Field(default=0, ge=0, le=4096)
+    alike: int = Field(default=1, ge=1)
     deterministic: bool = False
     sync_bn: bool = True
     save_every_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)

@@ -53,7 +53,7 @@ def warm_up_step(
         batches=batches,
         sizes=sorted(set(step.image_sizes[state.epoch :]) - {dataset.image_size}),
         config=config,
-        num_steps=recipe.epochs * state.schedule.steps_per_epoch - state.step,
+        num_steps=(recipe.epochs * state.schedule.steps_per_epoch - state.step) * config.alike,
         compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),
         convs_obstacle=next(filter(None, ranks.gather(convs_obstacle(state.model, device.type))), None),
         norms_obstacle=next(filter(None, ranks.gather(norms_obstacle(state.model, device.type))), None),

@@ -33,6 +33,7 @@ TINY = (
     *("bench", "time-to", "--archs", ARCH, "--set", "batch_size=16", "--set", "optimizer.lr=0.05"),
     *("--epochs", "1", "--target", "0.5", "--device", "cpu", "--threads", "1", "--compile", "off"),
 )
+CHANGED = "fast with batch_size=16, optimizer.lr=0.05"
 # More runs than can be done before what is waited for; if that never comes, the command ends of itself.
 ENDLESS = ("--runs", "100000", "--minutes", "5", "--parallel", "2")
 FOUND = {"arch": ARCH, "asked": 2, "failed": None, "alone_images_per_s": [10.0], "ratio": 0.5}
@@ -98,7 +99,7 @@ def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
         clocks = run["clocks"]
         assert run["seconds"] == clocks["move_s"] + clocks["init_s"] + clocks["train_s"] + clocks["eval_s"]
         assert run["energy_j"] is None and run["machine"]["threads"] == 1
-    assert f"| {ARCH} (fast), throughput, 2 at once |" in page
+    assert f"| {ARCH} ({CHANGED}), throughput, 2 at once |" in page
     assert "Rows of up to 2 at once are throughput, not latency" in page and "so up to 2 at once." in page
 
     slower = {**FASTER, "at_once": 1, "together_images_per_s": [10.0], "ratio": 1.0}
@@ -154,10 +155,11 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
         code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 2, told
     line = told.strip().splitlines()[-1]
-    assert f"error: not all could be measured: {ARCH}, fast, 1 epochs, 2 at once, run " in line
+    assert f"error: not all could be measured: {ARCH}, {CHANGED}, 1 epochs, 2 at once, run " in line
     assert "its process was ended by SIGKILL; the same command does this run again" in line
     assert (
-        line.endswith(f"{out} keeps the rest") and f"{ARCH}, fast, 1 epochs, 2 at once" in read(out)["failed"]
+        line.endswith(f"{out} keeps the rest")
+        and f"{ARCH}, {CHANGED}, 1 epochs, 2 at once" in read(out)["failed"]
     )
     assert trainings(os.getpid()) == []
     kept = read(out)["runs"]

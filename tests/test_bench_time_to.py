@@ -133,7 +133,7 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     asked, out = [], tmp_path / "board.json"
 
     def trained(recipe: Recipe, config: RunConfig, **options: Any) -> RunResult:
-        asked.append((recipe.epochs, config.seed, config.convs))
+        asked.append((recipe.epochs, config.seed, config.convs, config.alike))
         result = train(recipe, config, **options)
         found = {"convs": "winograd" if recipe.epochs == 1 else "direct"}
         return result.model_copy(update={"config": result.config.model_copy(update=found)})
@@ -141,9 +141,9 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     monkeypatch.setattr(board_run, "train", trained)
     arguments = (*TINY, "--data", data, "--out", out, "--epochs", "1,2", "--archs", "n2-b1-c16")
     assert bench(*arguments, "--runs", "2").exit_code == 0
-    assert asked == [(1, 0, "auto"), (2, 0, "auto"), (1, 1, "winograd"), (2, 1, "direct")]
+    assert asked == [(1, 0, "auto", 2), (2, 0, "auto", 2), (1, 1, "winograd", 1), (2, 1, "direct", 1)]
     assert bench(*arguments, "--runs", "3").exit_code == 0
-    assert asked[4:] == [(1, 2, "winograd"), (2, 2, "direct")]
+    assert asked[4:] == [(1, 2, "winograd", 1), (2, 2, "direct", 1)]
 
 
 def test_of_runs_at_once_a_rows_others_wait_for_its_first(
@@ -255,7 +255,10 @@ def test_a_search_is_run_again_on_fresh_seeds(
     own = (*TINY, "--data", data, "--out", out, "--search", "--epochs", "12", "--runs", "3")
     stopped = bench(*own, "--minutes", "0")
     assert stopped.exit_code == 0 and trained == []
-    assert "Runs are still missing of: n2-b1-c4, fast, 12 epochs." in stopped.output
+    assert (
+        "Runs are still missing of: n2-b1-c4, fast with batch_size=16, optimizer.lr=0.05, 12 epochs."
+        in stopped.output
+    )
     done = bench(*own)
     assert done.exit_code == 0, done.output
     searched = [epochs for epochs, seed in trained if seed >= time_to_accuracy.SEARCH_SEEDS]
@@ -404,16 +407,14 @@ def test_what_fails_is_left_out_and_the_others_go_on(data: Path, tmp_path: Path)
     own = ("--archs", "n2-b1-c4", "--target", "0.5", "--data", data, "--out", out, *peers, "--runs", "3")
     machine = ("--device", "cpu", "--threads", "1", "--compile", "off")
     done = bench(*own, *machine, "--epochs", "1", "--set", "batch_size=16", "--set", "optimizer.lr=1e30")
-    told = refusal(done)
-    assert told.startswith(
-        "not all could be measured: n2-b1-c4, fast, 1 epochs, run 1: the loss is not finite"
-    )
+    told, lost = refusal(done), "fast with batch_size=16, optimizer.lr=1e30, 1 epochs"
+    assert told.startswith(f"not all could be measured: n2-b1-c4, {lost}, run 1: the loss is not finite")
     assert f"bad, run 2: --peer bad exited with 4: no luck; {out} keeps the rest" in told
     record = read(out)
     assert [(run["row"]["name"], run["seed"]) for run in record["runs"]] == [
         *(("good", 0), ("bad", 0), ("good", 1), ("good", 2))
     ]
-    assert set(record["failed"]) == {"n2-b1-c4, fast, 1 epochs", "bad"} and record["not_measured"] == []
+    assert set(record["failed"]) == {f"n2-b1-c4, {lost}", "bad"} and record["not_measured"] == []
     assert "Failed when last tried: bad, run 2: --peer bad exited with 4: no luck." in done.output
 
 
@@ -485,6 +486,33 @@ def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "--search takes one number" in refusal(bench("--search", "--epochs", "12,6", "--archs", "resnet8"))
     twice = ("--peer", "a=true", "--peer", "a=false")
     assert "a is on the board twice" in refusal(bench("--archs", "resnet8", *twice))
+
+
+def test_a_row_tells_what_was_changed(data: Path, tmp_path: Path) -> None:
+    """Two boards' worth of one recipe; the same change typed in another way is the same row."""
+    out = tmp_path / "board.json"
+    own = (
+        "--archs",
+        "n2-b1-c4",
+        "--target",
+        "0.5",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--epochs",
+        "1",
+        "--runs",
+        "1",
+    )
+    own = (*own, "--device", "cpu", "--threads", "1", "--compile", "off", "--set", "batch_size=16")
+    for lr in ("0.05", "0.1", "0.10"):
+        assert bench(*own, "--set", f"optimizer.lr={lr}").exit_code == 0
+    labels = [Row(**each).label for each in read(out)["rows"]]
+    assert labels == [
+        f"n2-b1-c4, fast with batch_size=16, optimizer.lr={lr}, 1 epochs" for lr in ("0.05", "0.1")
+    ]
+    assert "| n2-b1-c4 (fast with batch_size=16, optimizer.lr=0.1) |" in out.with_suffix(".md").read_text()
 
 
 def test_a_length_that_is_named_twice_is_one_row() -> None:

@@ -351,6 +351,7 @@ def test_the_faster_norms_are_taken(
     assert long.way == Way(kernels=kernels) and long.options["kernels"] == kernels
     assert "ms with llvm norms" in long.reasons["kernels"]
     assert found(1).reasons["kernels"] == "the run is too short for measuring to pay"
+    assert found(1, alike=100).way == long.way  # a board's other runs of it take the way too
     by_rule = found(100, deterministic=True)
     assert by_rule.way == Way() and by_rule.reasons["kernels"] == "deterministic, so not measured"
     asked = found(1, kernels="llvm")

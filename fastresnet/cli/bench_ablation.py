@@ -18,9 +18,12 @@ from fastresnet.cli.board_filling import (
 from fastresnet.cli.options import (
     Amp,
     Compile,
+    Convs,
     Data,
     Device,
+    Graphs,
     Insert,
+    Kernels,
     Loader,
     Minutes,
     Parallel,
@@ -58,6 +61,9 @@ def ablation(
     loader: Loader = "auto",
     amp: Amp = "auto",
     compile_: Compile = "auto",
+    kernels: Kernels = "auto",
+    convs: Convs = "auto",
+    graphs: Graphs = "auto",
     threads: Threads = 0,
     out: Annotated[
         Path | None,
@@ -81,6 +87,7 @@ def ablation(
     else:
         started = time.monotonic()
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
+        machine |= {"kernels": kernels, "convs": convs, "graphs": graphs}
         config = board_config(data=data, eval_every=epochs, **machine)  # only the last epoch is judged
         check_out(out or Path("bench-results") / "ablation.json", ".md")
         if out is not None:

@@ -19,9 +19,12 @@ from fastresnet.cli.board_filling import (
 from fastresnet.cli.options import (
     Amp,
     Compile,
+    Convs,
     Data,
     Device,
+    Graphs,
     Insert,
+    Kernels,
     Loader,
     Minutes,
     Parallel,
@@ -83,6 +86,9 @@ def time_to(
     loader: Loader = "auto",
     amp: Amp = "auto",
     compile_: Compile = "auto",
+    kernels: Kernels = "auto",
+    convs: Convs = "auto",
+    graphs: Graphs = "auto",
     threads: Threads = 0,
     out: Annotated[
         Path | None,
@@ -109,6 +115,7 @@ def time_to(
     else:
         started = time.monotonic()
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
+        machine |= {"kernels": kernels, "convs": convs, "graphs": graphs}
         config = board_config(data=data, eval_every=eval_every, **machine)
         check_out(out or BOARDS / "time-to.json", ".md", ".png")
         if out is not None:
@@ -154,6 +161,8 @@ def contestants(
     if not names and not peers:
         raise UserError("--archs names no network; give one or more, with commas between them")
     lengths = list(dict.fromkeys(_epochs(part) for part in epochs.split(","))) if epochs else [None]
+    told = {key: value for key, value in overrides.items() if key not in ("epochs", "tta")}
+    changes = ", ".join(f"{key}={value}" for key, value in told.items())
     found = []
     for name in dict.fromkeys(names):
         base = load_recipe(name) if name in recipe_names() else load_recipe(recipe)
@@ -162,7 +171,7 @@ def contestants(
             changed = own | overrides | ({} if length is None else {"epochs": length})
             made = base.with_overrides(changed)
             made.arch_spec()  # a wrong name is found before anything runs
-            found.append(Contestant(name=name, recipe=made))
+            found.append(Contestant(name=name, recipe=made, changes=changes))
     for each in (Peer.parse(text, peer_minutes) for text in peers):
         if each.name in (other.name for other in found):
             raise UserError(f"{each.name} is on the board twice; give --peer another name")

@@ -36,6 +36,11 @@ DeviceIfTyped = Annotated[str | None, _DEVICE]
 Loader = Annotated[str | None, typer.Option(help="auto, resident, numba, torch, ffcv or dali.")]
 Amp = Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.")]
 Compile = Annotated[str | None, typer.Option("--compile", help="auto (measured), on, whole or off.")]
+Kernels = Annotated[str | None, typer.Option(help="auto (measured), triton, llvm, inductor or eager.")]
+Convs = Annotated[
+    str | None, typer.Option(help="3x3 convolutions: auto (measured), direct or winograd (a CPU).")
+]
+Graphs = Annotated[str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; 0 for all.")]
 
 # Of the commands under `bench`:

@@ -11,9 +11,12 @@ import typer
 from fastresnet.cli.options import (
     Amp,
     Compile,
+    Convs,
     Data,
     DeviceIfTyped,
+    Graphs,
     ImageSize,
+    Kernels,
     LimitTrain,
     Loader,
     RunsDir,
@@ -85,13 +88,9 @@ def train(
     ] = None,
     amp: Amp = None,
     compile_: Compile = None,
-    kernels: Annotated[
-        str | None, typer.Option(help="auto (measured), triton, llvm, inductor or eager.")
-    ] = None,
-    convs: Annotated[
-        str | None, typer.Option(help="3x3 convolutions: auto (measured), direct or winograd (a CPU).")
-    ] = None,
-    graphs: Annotated[str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.")] = None,
+    kernels: Kernels = None,
+    convs: Convs = None,
+    graphs: Graphs = None,
     threads: Threads = None,
     sync_bn: Annotated[
         bool | None,

@@ -66,7 +66,7 @@ class Search:
         batches: random ones: first the batch that is repeated, then any other shape the run will meet.
         sizes: those below the images' own that the run will resize them to, in pixels; they decide nothing.
         config: its ``compile``, ``kernels``, ``convs``, ``graphs`` and ``deterministic`` are read.
-        num_steps: steps the run has left.
+        num_steps: steps that will be done in the way that is found.
         compiler_missing: why nothing can be compiled here; None when it can.
         convs_obstacle: why no convolution can be Winograd's; None when some can.
         norms_obstacle: why no norm can be LLVM's; None when some can.
