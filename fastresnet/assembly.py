@@ -295,7 +295,12 @@ def build_step(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(
         model=model,
-        optimizer=build_optimizer(model, recipe.optimizer, loss_scale=chosen.amp_dtype == torch.float16),
+        optimizer=build_optimizer(
+            model,
+            recipe.optimizer,
+            loss_scale=chosen.amp_dtype == torch.float16,
+            bf16_products=chosen.amp_dtype == torch.bfloat16,
+        ),
         schedule=build_schedule(recipe.schedule, recipe.epochs, steps_per_epoch),
         ema=EmaModel(model, recipe.ema) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type) if chosen.amp_dtype == torch.float16 else None,

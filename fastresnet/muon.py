@@ -11,13 +11,14 @@ import torch
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(matrices: torch.Tensor, num_steps: int) -> torch.Tensor:
+def orthogonalise(
+    matrices: torch.Tensor, num_steps: int, products: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Return float matrices [n, rows, columns] with their singular values brought near 1, same dtype.
 
-    The products are in bfloat16 on a GPU and in float32 on a CPU.
+    ``products``: float32 or bfloat16, of the matrix products.
     """
-    dtype = torch.bfloat16 if matrices.is_cuda else torch.float32
-    x = matrices.to(dtype)
+    x = matrices.to(products)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -34,11 +35,12 @@ class Muon(torch.optim.Optimizer):
 
     A group holds params, lr, base_lr, momentum, weight_decay (coupled), orthogonal, ns_steps and
     normalise_filters. Filters [out, in, F, F] are taken as matrices [out, in * F * F], those of one shape
-    together.
+    together. The products are in bfloat16 where ``bf16_products`` is set, and on GPUs, as Jordan's are.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, bf16_products: bool = False) -> None:
         super().__init__(groups, {})
+        self._bf16_products = bf16_products
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -70,8 +72,7 @@ class Muon(torch.optim.Optimizer):
         else:
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
-    @staticmethod
-    def _orthogonalised(updates: list[torch.Tensor], num_steps: int) -> list[torch.Tensor]:
+    def _orthogonalised(self, updates: list[torch.Tensor], num_steps: int) -> list[torch.Tensor]:
         """Return each update orthogonalised: one batched iteration for the filters of each shape."""
         by_shape: dict[torch.Size, list[int]] = {}
         for i, update in enumerate(updates):
@@ -79,6 +80,8 @@ class Muon(torch.optim.Optimizer):
         done = list(updates)
         for shape, members in by_shape.items():
             matrices = torch.stack([updates[i].reshape(shape[0], -1) for i in members])
-            for i, matrix in zip(members, orthogonalise(matrices, num_steps).unbind(), strict=True):
+            in_bf16 = self._bf16_products or matrices.is_cuda
+            made = orthogonalise(matrices, num_steps, torch.bfloat16 if in_bf16 else torch.float32)
+            for i, matrix in zip(members, made.unbind(), strict=True):
                 done[i] = matrix.view(shape)
         return done

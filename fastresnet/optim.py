@@ -12,7 +12,7 @@ from fastresnet.muon import Muon
 
 
 def build_optimizer(
-    model: nn.Module, part: parts.Optimizer, *, loss_scale: bool = False
+    model: nn.Module, part: parts.Optimizer, *, loss_scale: bool = False, bf16_products: bool = False
 ) -> torch.optim.Optimizer | Lookahead:
     """Return the optimizer of ``model``'s parameters, on the device where they are now.
 
@@ -22,6 +22,7 @@ def build_optimizer(
 
     Args:
         loss_scale: steps are made under one, and may be left out.
+        bf16_products: Muon's matrix products may be in bfloat16, since the network's are.
     """
     groups = _groups(model, part)
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
@@ -51,7 +52,7 @@ def build_optimizer(
         nesterov = part.name == "sgdn"
         optimizer = torch.optim.SGD(groups, lr=part.lr, momentum=part.momentum, nesterov=nesterov, **fast)
     else:
-        optimizer = Muon(groups)
+        optimizer = Muon(groups, bf16_products=bf16_products)
     if decoupled and part.weight_decay:
         optimizer.register_step_pre_hook(_decay)
     # torch warns of capturable steps that are launched; here the warm-up decides, and both are meant.

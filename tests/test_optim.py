@@ -226,17 +226,21 @@ def test_a_step_that_the_loss_scale_skips_does_not_count_for_lookahead() -> None
     torch.testing.assert_close(weights(model), before - 0.05)
 
 
+@pytest.mark.parametrize(("products", "most"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)], ids=str)
 @pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16)], ids=str)
-def test_orthogonalise_keeps_directions_and_levels_singular_values(shape: tuple[int, int]) -> None:
+def test_orthogonalise_keeps_directions_and_levels_singular_values(
+    shape: tuple[int, int], products: torch.dtype, most: float
+) -> None:
     matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    made = orthogonalise(matrices, 8)
+    made = orthogonalise(matrices, 8, products)
+    assert made.dtype == torch.float32
     in_their_basis = u.mT @ made @ v.mT
     values = torch.diagonal(in_their_basis, dim1=1, dim2=2)
     assert values.min() > 0.6
     assert values.max() < 1.3
     rest = in_their_basis - torch.diag_embed(values)
-    assert rest.abs().max() < 1e-3
+    assert rest.abs().max() < most
 
 
 def test_filters_of_one_shape_are_orthogonalised_apart() -> None:
