@@ -89,7 +89,7 @@ def train(
         str | None, typer.Option(help="auto (measured), triton, llvm, inductor or eager.")
     ] = None,
     convs: Annotated[
-        str | None, typer.Option(help="3x3 convolutions: auto (measured), direct or winograd (a CPU).")
+        str | None, typer.Option(help="3x3 convolutions: auto (measured), direct, winograd or amx (a CPU).")
     ] = None,
     graphs: Annotated[str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.")] = None,
     threads: Threads = None,
