@@ -25,7 +25,10 @@ TAPS = 3
 CHANNELS = 16  # in a tile
 LINE = 32  # pixels in a tile
 TILE_BYTES = 1024
-MIN_PIXELS = 2048  # below, calling an op of ours takes longer than it saves
+MIN_PRODUCTS = (
+    3 << 23
+)  # of a pixel with a weight of one tap; with fewer, calling ops of ours takes longer than it saves
+MIN_FILLED = 24  # pixels of a line; with fewer, PyTorch's own is as fast
 BLOCK_LINES = 32  # about, that are done at a time; what is made of them stays in a core's own cache
 MAX_PARTS, MAX_SUM_BYTES = 16, 1 << 21  # of the images, each with sums of its own; of all those sums
 # Of Linux's arch_prctl, and of what it is asked for: a process may not touch tiles unasked.
@@ -65,8 +68,10 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
         and inputs % CHANNELS == outputs % CHANNELS == 0
-        and all(2 <= side <= LINE for side in x.shape[2:])
-        and len(x) * x.shape[2] * x.shape[3] >= MIN_PIXELS
+        and x.numel() * outputs >= MIN_PRODUCTS
+        and 2 <= x.shape[2] <= LINE
+        and 2 <= x.shape[3] <= LINE
+        and LINE // x.shape[3] * x.shape[3] >= MIN_FILLED
         and amx_obstacle("cpu") is None
     )
 

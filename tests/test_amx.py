@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llvmlite import binding
 from made_steps import Made
-from tiny_runs import BATCH, StopAt, assert_same_science, stop, train_tiny
+from tiny_runs import StopAt, assert_same_science, stop, train_tiny
 from torch.nn import functional
 
 from fastresnet.arch import get_arch
@@ -37,16 +37,16 @@ from fastresnet.training_warmup import warm_up_step
 
 needs_amx = pytest.mark.skipif(amx_obstacle("cpu") is not None, reason=str(amx_obstacle("cpu")))
 TOLERANCE = 2e-6  # of the greatest element: float32's rounding, ten times what was seen
-WIDE = "n2-b1-c16"  # whose convolutions of BIG images are taken
-BIG = 2 * BATCH
+WIDE = "n2-b1-c16"
 NO_AMX = "this processor has no AMX for bfloat16"
 
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fill every new tensor with NaN, and let three threads share unequal parts of the work."""
+    """Fill every new tensor with NaN, take little work too, and let three threads share unequal parts of it."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(amx, "MIN_PRODUCTS", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -192,7 +192,7 @@ def test_only_the_filters_gradient_is_another() -> None:
 
 NOT_TAKEN: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
     "channels": lambda: made(8, 24, 16, 16, 16)[::2],  # type: ignore[dict-item, return-value]
-    "few pixels": lambda: made(7, 16, 16, 16, 16)[::2],  # type: ignore[dict-item, return-value]
+    "images that fill little of a line": lambda: made(8, 16, 16, 16, 23)[::2],  # type: ignore[dict-item, return-value]
     "wide images": lambda: made(4, 16, 16, 24, 33)[::2],  # type: ignore[dict-item, return-value]
     "float32": lambda: tuple(t.float() for t in made(8, 16, 16, 16, 16)[::2]),  # type: ignore[return-value]
     "bfloat16 weights": lambda: tuple(t.bfloat16() for t in made(8, 16, 16, 16, 16)[::2]),  # type: ignore
@@ -208,6 +208,13 @@ def test_what_it_does_not_take_is_done_directly(name: str) -> None:
     wanted = conv(x)
     conv.convs = "amx"
     assert torch.equal(conv(x), wanted)
+
+
+@needs_amx
+def test_little_work_is_done_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _, weight = made(4, 16, 32, 8, 8)
+    monkeypatch.setattr(amx, "MIN_PRODUCTS", 4 * 16 * 32 * 64)
+    assert takes(x, weight) and not takes(x[:3], weight)
 
 
 def test_an_image_of_other_channels_is_never_read_past() -> None:
@@ -260,7 +267,7 @@ def test_a_network_learns_what_it_does_directly() -> None:
 def test_a_run_with_it_resumes_to_the_same_bits_and_not_where_there_is_none(
     data: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {"arch": WIDE, "batch_size": BIG}
+    overrides = {"arch": WIDE}
     how: dict[str, Any] = {"convs": "amx", "amp": "bf16"}
     called = []
     run_team = amx.run_team
