@@ -72,7 +72,6 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and 2 <= x.shape[2] <= LINE
         and 2 <= x.shape[3] <= LINE
         and LINE // x.shape[3] * x.shape[3] >= MIN_FILLED
-        and amx_obstacle("cpu") is None
     )
 
 
@@ -88,9 +87,15 @@ def amx_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("fastresnet::amx_conv_weight", mutates_args=(), device_types="cpu")
 def amx_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of :func:`amx_conv`'s ``weight``, float32 [O, C, 3, 3] channels-last."""
+    """Return the gradient of :func:`amx_conv`'s ``weight``, float32 [O, C, 3, 3] channels-last.
+
+    Raises:
+        UserError: it cannot be had; see :func:`amx_obstacle`.
+    """
     from fastresnet.kernels.amx_code import WORDS, filters_code, sums_code
 
+    if (obstacle := amx_obstacle(x.device.type)) is not None:
+        raise UserError(f"the filters' gradient by AMX cannot be had: {obstacle}; use convs='direct'")
     (batch, inputs, height, width), outputs = x.shape, dy.shape[1]
     # Machine code reads and writes by addresses alone.
     assert dy.shape == (batch, outputs, height, width)

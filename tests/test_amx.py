@@ -217,6 +217,7 @@ def test_little_work_is_done_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert takes(x, weight) and not takes(x[:3], weight)
 
 
+@needs_amx
 def test_an_image_of_other_channels_is_never_read_past() -> None:
     x, dy, weight = made(8, 16, 32, 16, 16)
     with pytest.raises(RuntimeError, match="to have 16 channels, but got 32 channels"):
@@ -230,6 +231,16 @@ def test_an_image_of_other_channels_is_never_read_past() -> None:
     ):
         with pytest.raises(AssertionError):
             call()
+
+
+@needs_amx
+def test_a_compiled_network_has_it_in_one_graph() -> None:
+    x, dy, weight = made(8, 16, 32, 16, 16)
+    conv = Conv3x3(16, 32)
+    conv.weight.data, conv.convs = weight, "amx"
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.compile(conv, backend="aot_eager", fullgraph=True)(x).backward(dy)
+    assert conv.weight.grad is not None and torch.equal(conv.weight.grad, amx_conv_weight(dy, x))
 
 
 @needs_amx
@@ -315,8 +326,9 @@ def test_where_it_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match=f"^--convs amx cannot be had: {NO_AMX}; use --convs auto$"):
         check_convs("amx", "cpu", "bf16")
     assert RunConfig.parse(convs="amx").convs == "amx"
-    x, _, weight = made(8, 16, 16, 16, 16)
-    assert not takes(x, weight)
+    x, dy, _ = made(8, 16, 16, 16, 16)
+    with pytest.raises(UserError, match=f"by AMX cannot be had: {NO_AMX}"):
+        amx_conv_weight(dy, x)
     monkeypatch.setattr("fastresnet.kernels.winograd.team_obstacle", lambda: None)
     assert (
         doctor._convs().found
