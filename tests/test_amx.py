@@ -332,7 +332,7 @@ def test_where_it_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("fastresnet.kernels.winograd.team_obstacle", lambda: None)
     assert (
         doctor._convs().found
-        == f"auto is measured by each run: PyTorch's against Winograd's; not amx: {NO_AMX}"
+        == f"auto is measured by each run: PyTorch's against Winograd's; not AMX's: {NO_AMX}"
     )
 
 

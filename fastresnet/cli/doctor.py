@@ -259,7 +259,7 @@ def _convs() -> Finding:
     if (obstacle := convs_obstacle("winograd", device.type, amp)) is not None:
         return Finding(part="convs", found=f"direct: {obstacle}")
     obstacle = convs_obstacle("amx", device.type, amp)
-    others = "Winograd's and amx" if obstacle is None else f"Winograd's; not amx: {obstacle}"
+    others = "Winograd's and AMX's" if obstacle is None else f"Winograd's; not AMX's: {obstacle}"
     return Finding(part="convs", found=f"auto is measured by each run: PyTorch's against {others}")
 
 
