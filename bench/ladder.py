@@ -16,7 +16,7 @@ from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
 from fastresnet.engine.rehearsal import random_batches, warm_loaders
-from fastresnet.kernels.conv import convs_obstacle
+from fastresnet.kernels.conv import model_obstacle
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
@@ -71,7 +71,7 @@ def ladder(
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
         "kernels": kernels_obstacle(kernels, device),
-        "convs": _why_not_winograd(recipe, data, device),
+        "convs": _why_not_winograd(recipe, data, device, amp),
         "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
     steps: dict[str, dict[str, Any]] = {
@@ -138,8 +138,9 @@ def _why_not_compiled(config: RunConfig, device: torch.device) -> str | None:
     return compiler_missing(device)
 
 
-def _why_not_winograd(recipe: Recipe, data: Data, device: torch.device) -> str | None:
-    return convs_obstacle(build_model(recipe.arch_spec(), image_size=data.dataset.image_size), device.type)
+def _why_not_winograd(recipe: Recipe, data: Data, device: torch.device, amp: str) -> str | None:
+    model = build_model(recipe.arch_spec(), image_size=data.dataset.image_size)
+    return model_obstacle(model, "winograd", device.type, amp)
 
 
 def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:

@@ -65,12 +65,13 @@ def resolve_machine(config: RunConfig, ranks: Ranks = ALONE) -> tuple[RunConfig,
     """
     device = machine.resolve_device(config.device, ranks)
     check_kernels(config.kernels, device, config.compile)
-    check_convs(config.convs, device.type)
+    amp = machine.resolve_amp(config.amp, device)
+    check_convs(config.convs, device.type, amp)
     resolved = config.model_copy(
         update={
             # each rank has the GPU of its number
             "device": str(device) if ranks.is_alone else device.type,
-            "amp": machine.resolve_amp(config.amp, device),
+            "amp": amp,
             "threads": machine.resolve_threads(config.threads, ranks),
         }
     )

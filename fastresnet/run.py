@@ -39,7 +39,7 @@ Compile = Literal["auto", "on", "whole", "off"]
 # Three more launch configurations of the kernels, which `auto` may find to be faster.
 Kernels = Literal["auto", "triton", "triton-1", "triton-2", "triton-3", "llvm", "inductor", "eager"]
 Graphs = Literal["auto", "on", "off"]
-Convs = Literal["auto", "direct", "winograd"]
+Convs = Literal["auto", "direct", "winograd", "amx"]
 
 
 def _device(name: str) -> str:

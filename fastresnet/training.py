@@ -11,8 +11,8 @@ from fastresnet.engine.distributed import Ranks
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.session import joined
 from fastresnet.folder import CONFIG, RunFolder, find_run, new_run_name
+from fastresnet.kernels.conv import convs_obstacle
 from fastresnet.kernels.dispatch import kernels_obstacle
-from fastresnet.kernels.winograd import winograd_obstacle
 from fastresnet.recipe import Recipe, load_recipe, recipe_names
 from fastresnet.run import RunConfig, RunResult, file_record
 from fastresnet.training_run import MachineDiffers, Run
@@ -140,7 +140,7 @@ def lost_way(config: RunConfig, ranks: Ranks) -> str | None:
     graphs = None if device.type == "cuda" and ranks.is_alone else "CUDA graphs are for one process on a GPU"
     for option, is_kept, obstacle in (
         ("kernels", True, kernels_obstacle(config.kernels, device)),
-        ("convs", config.convs == "winograd", winograd_obstacle(device.type)),
+        ("convs", True, convs_obstacle(config.convs, device.type, config.amp)),
         ("compile", config.compile in ("on", "whole"), compiler_missing(device)),
         ("graphs", config.graphs == "on", graphs),
     ):

@@ -12,7 +12,7 @@ from fastresnet.engine.evaluate import EVAL_BATCH
 from fastresnet.engine.rehearsal import random_batches
 from fastresnet.engine.step import TrainStep
 from fastresnet.engine.warmup import ChooseKernels, Search, WarmUp, warm_up
-from fastresnet.kernels.conv import convs_obstacle
+from fastresnet.kernels.conv import CONVS, model_obstacle
 from fastresnet.kernels.dispatch import Choice, choose_kernels, norms_obstacle
 from fastresnet.loaders.cache import cache_folder
 from fastresnet.recipe import Recipe
@@ -55,7 +55,12 @@ def warm_up_step(
         config=config,
         num_steps=(recipe.epochs * state.schedule.steps_per_epoch - state.step) * config.alike,
         compiler_missing=next(filter(None, ranks.gather(compiler_missing(device))), None),
-        convs_obstacle=next(filter(None, ranks.gather(convs_obstacle(state.model, device.type))), None),
+        convs_obstacles={
+            convs: next(
+                filter(None, ranks.gather(model_obstacle(state.model, convs, device.type, config.amp))), None
+            )
+            for convs in CONVS[1:]
+        },
         norms_obstacle=next(filter(None, ranks.gather(norms_obstacle(state.model, device.type))), None),
         choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
     )

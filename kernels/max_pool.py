@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastresnet.errors import UserError
-from fastresnet.kernels.llvm_norms import LINE, STREAMED_BYTES, WORTH_A_CALL, llvm_obstacle
+from fastresnet.kernels.llvm_norms import LINE, STREAMED_BYTES, WORTH_A_CALL
 from fastresnet.kernels.team import PIXEL_BYTES, run_team
 
 PART_ELEMENTS = 1 << 13  # of the output, that a thread takes at a time
@@ -28,7 +28,6 @@ def takes(x: torch.Tensor) -> bool:
         and x.numel() >= WORTH_A_CALL
         and x.shape[1] % LINE == x.shape[2] % 2 == x.shape[3] % 2 == 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and llvm_obstacle("cpu") is None
     )
 
 

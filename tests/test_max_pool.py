@@ -138,6 +138,12 @@ def test_the_op_is_registered_as_torch_wants_it() -> None:
     torch.library.opcheck(torch.ops.fastresnet.max_pool, (x,))
 
 
+def test_a_compiled_network_has_it_in_one_graph() -> None:
+    x = made((2, 16, 6, 4), torch.float32).requires_grad_()
+    compiled = torch.compile(MaxPool2x2("llvm"), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), functional.max_pool2d(x, 2))
+
+
 def test_a_second_derivative_is_refused_in_one_line() -> None:
     x = made((2, 16, 6, 4), torch.float32).requires_grad_()
     (dx,) = torch.autograd.grad(torch.ops.fastresnet.max_pool(x).square().sum(), x, create_graph=True)

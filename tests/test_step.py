@@ -86,7 +86,7 @@ def warmed_up(
         config=fastresnet.RunConfig(**config),
         num_steps=num_steps,
         compiler_missing=missing,
-        convs_obstacle="not here",
+        convs_obstacles={"winograd": "not here"},
         norms_obstacle="not here",
         choose_kernels=lambda *, compiled, **_: Choice(
             kernels="inductor" if compiled else "eager", reason="said so"

@@ -240,7 +240,7 @@ def test_a_way_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(warmup, "WORTH_GENERATING_S", 0.0)
     monkeypatch.setattr(warmup, "WORTH_GENERATING_STEPS", 1)
     recipe = tiny_recipe({"arch": "n2-b1-c16", "resize": [{"size": 4, "until": 0.5}]})
-    train(recipe, tiny_config(data, compile="off"), runs_dir=tmp_path / "runs")
+    train(recipe, tiny_config(data, compile="off", amp="off"), runs_dir=tmp_path / "runs")
     assert len(measured) == len(set(measured)) and {size for _, size in measured} == {None, 4}
     assert len({way for way, size in measured if size is None}) == 3  # plain, convolutions, norms
     assert len([size for _, size in measured if size == 4]) == 1

@@ -23,7 +23,7 @@ from fastresnet.engine import step_time, warmup
 from fastresnet.engine.way import Way
 from fastresnet.errors import UserError
 from fastresnet.kernels import winograd_code
-from fastresnet.kernels.conv import CONVS, Conv3x3, check_convs, convs_obstacle, set_convs
+from fastresnet.kernels.conv import CONVS, Conv3x3, check_convs, model_obstacle, set_convs
 from fastresnet.kernels.winograd import (
     takes,
     winograd_conv,
@@ -334,11 +334,12 @@ def test_parts_are_no_more_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_it_cannot_be_had_is_said() -> None:
-    assert "multiples of 16" in str(convs_obstacle(build_model(get_arch("n2-b1-c12")), "cpu"))
-    assert convs_obstacle(build_model(get_arch("resnet8")), "cpu") is None
-    assert convs_obstacle(build_model(get_arch("resnet8")), "cuda") == "Winograd's are for CPUs"
+    narrow, wide = build_model(get_arch("n2-b1-c12")), build_model(get_arch("resnet8"))
+    assert "multiples of 16" in str(model_obstacle(narrow, "winograd", "cpu", "off"))
+    assert model_obstacle(wide, "winograd", "cpu", "off") is None
+    assert model_obstacle(wide, "winograd", "cuda", "off") == "Winograd's are for CPUs"
     with pytest.raises(UserError, match="--convs winograd cannot be had: Winograd's are for CPUs"):
-        check_convs("winograd", "cuda")
+        check_convs("winograd", "cuda", "off")
     with pytest.raises(UserError, match=r"^convs is 'winogard'; did you mean 'winograd'"):
         RunConfig.parse(convs="winogard")
     assert get_args(Convs) == ("auto", *CONVS)

@@ -251,16 +251,16 @@ def _kernels() -> Finding:
 
 
 def _convs() -> Finding:
-    from fastresnet.engine.machine import resolve_device
-    from fastresnet.kernels.winograd import winograd_obstacle
+    from fastresnet.engine.machine import resolve_amp, resolve_device
+    from fastresnet.kernels.conv import convs_obstacle
 
-    obstacle = winograd_obstacle(resolve_device("auto").type)
-    found = (
-        "auto is measured by each run: PyTorch's against Winograd's"
-        if obstacle is None
-        else f"direct: {obstacle}"
-    )
-    return Finding(part="convs", found=found)
+    device = resolve_device("auto")
+    amp = resolve_amp("auto", device)
+    if (obstacle := convs_obstacle("winograd", device.type, amp)) is not None:
+        return Finding(part="convs", found=f"direct: {obstacle}")
+    obstacle = convs_obstacle("amx", device.type, amp)
+    others = "Winograd's and AMX's" if obstacle is None else f"Winograd's; not AMX's: {obstacle}"
+    return Finding(part="convs", found=f"auto is measured by each run: PyTorch's against {others}")
 
 
 def _ffcv() -> Finding:

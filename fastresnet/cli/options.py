@@ -38,7 +38,7 @@ Amp = Annotated[str | None, typer.Option(help="auto, bf16, fp16 or off.")]
 Compile = Annotated[str | None, typer.Option("--compile", help="auto (measured), on, whole or off.")]
 Kernels = Annotated[str | None, typer.Option(help="auto (measured), triton, llvm, inductor or eager.")]
 Convs = Annotated[
-    str | None, typer.Option(help="3x3 convolutions: auto (measured), direct or winograd (a CPU).")
+    str | None, typer.Option(help="3x3 convolutions: auto (measured), direct, winograd or amx (a CPU).")
 ]
 Graphs = Annotated[str | None, typer.Option(help="CUDA graphs: auto (measured), on or off.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; 0 for all.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ from fastresnet.loaders.protocol import Batch
 
 NUM_WARM = 2  # steps until caches, allocators and primitive tables are filled
 NUM_TIMED = 3
-# Rounds in which two ways are compared, and about how long that may take; 2 rounds at least.
+# Rounds in which ways are compared, and about how long that may take; 2 rounds at least.
 NUM_COMPARED, COMPARED_S = 5, 10.0
 SLOW_STEP_S = 2.0  # from here on one timed step says enough
 
@@ -46,19 +47,24 @@ class StepTimes:
             self.seconds[way] = self.measure_taken(way)
         return self.seconds[way]
 
-    def compare(self, first: Way, other: Way) -> tuple[float, float, float]:
-        """Return the median seconds of steps in two ways that were measured before, and the median of other / first.
+    def compare(self, first: Way, others: Sequence[Way]) -> dict[Way, tuple[float, float]]:
+        """Return by way the median seconds of a step and the median of its ratio to ``first``, all measured before.
 
-        They are timed in turn, so that what else the machine does slows both alike.
+        They are timed in turn, so that what else the machine does slows all alike.
         """
-        rounds = int(COMPARED_S / (self.seconds[first] + self.seconds[other]))
-        seconds: dict[Way, list[float]] = {first: [], other: []}
+        seconds: dict[Way, list[float]] = {way: [] for way in (first, *others)}
+        rounds = int(COMPARED_S / sum(self.seconds[way] for way in seconds))
         for _ in range(min(max(rounds, 2), NUM_COMPARED)):
             for way, times in seconds.items():
                 self.step.take(way)
                 times.append(self._timed(self.batches[0]))
-        ratio = statistics.median(o / f for f, o in zip(seconds[first], seconds[other], strict=True))
-        return statistics.median(seconds[first]), statistics.median(seconds[other]), ratio
+        return {
+            way: (
+                statistics.median(times),
+                statistics.median(s / f for s, f in zip(times, seconds[first], strict=True)),
+            )
+            for way, times in seconds.items()
+        }
 
     def measure_taken(self, way: Way, size: int | None = None) -> float:
         """Return the median seconds of a step in a way that there is nothing to take in place of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from fastresnet.run import RunConfig
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
-# Some seconds go into generating a CPU's code, and up to 20 steps into measuring it.
+# Some seconds go into generating a CPU's code, and up to 20 steps into measuring each kind.
 WORTH_GENERATING_S, WORTH_GENERATING_STEPS = 20.0, 100
 PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
 NOT_MEASURED = "deterministic, so not measured"
@@ -68,7 +68,7 @@ class Search:
         config: its ``compile``, ``kernels``, ``convs``, ``graphs`` and ``deterministic`` are read.
         num_steps: steps that will be done in the way that is found.
         compiler_missing: why nothing can be compiled here; None when it can.
-        convs_obstacle: why no convolution can be Winograd's; None when some can.
+        convs_obstacles: why no convolution can be done so, by each of CONVS but ``direct``; None when some can.
         norms_obstacle: why no norm can be LLVM's; None when some can.
         choose_kernels: what ``kernels`` comes to.
         reasons: found so far, by option.
@@ -81,7 +81,7 @@ class Search:
     config: RunConfig
     num_steps: int
     compiler_missing: str | None
-    convs_obstacle: str | None
+    convs_obstacles: Mapping[str, str | None]
     norms_obstacle: str | None
     choose_kernels: ChooseKernels
     reasons: dict[str, str] = field(default_factory=dict)
@@ -96,7 +96,8 @@ class Search:
         Raises:
             UserError: a way was asked for that is not possible.
         """
-        self._refuse("convs", "winograd", self.convs_obstacle)
+        for convs, obstacle in self.convs_obstacles.items():
+            self._refuse("convs", convs, obstacle)
         self._refuse("kernels", "llvm", self.norms_obstacle)
         way = self._graphed(self._compiled(self._normed(self._convolved())))
         plain = replace(way, kernels="eager" if way.compile == "off" else "inductor")
@@ -139,14 +140,14 @@ class Search:
     def _convolved(self) -> Way:
         """Return the plain way with its convolutions decided."""
         plain = Way(kernels="eager" if self.config.kernels == "auto" else self.config.kernels)
-        return self._generated(plain, "convs", "winograd", self.convs_obstacle)
+        return self._generated(plain, "convs", self.convs_obstacles)
 
     def _normed(self, way: Way) -> Way:
         """Return the way with its norms decided, where they are an eager step's on a CPU."""
         compiles = self._wanted("compile") in ("on", "whole")
         if self.step.device_type != "cpu" or (compiles and self.config.kernels == "auto"):
             return way
-        return self._generated(way, "kernels", "llvm", self.norms_obstacle)
+        return self._generated(way, "kernels", {"llvm": self.norms_obstacle})
 
     def _refuse(self, option: str, generated: str, obstacle: str | None) -> None:
         """Refuse code that was asked for and cannot be generated, before anything is measured."""
@@ -155,9 +156,15 @@ class Search:
                 f"--{option} {generated} is not possible here: {obstacle}; use auto or {PLAIN[option]}"
             )
 
-    def _generated(self, way: Way, option: str, generated: str, obstacle: str | None) -> Way:
-        """Return ``way`` with an option decided that may be code generated for this CPU; ``obstacle``: why not."""
+    def _generated(self, way: Way, option: str, obstacles: Mapping[str, str | None]) -> Way:
+        """Return ``way`` with an option decided that may be code generated for this CPU.
+
+        Args:
+            obstacles: why not, by the option's value; None where it may.
+        """
         wanted = self._wanted(option)
+        possible = [_changed(way, option, value) for value, why_not in obstacles.items() if why_not is None]
+        obstacle = None if possible else next(iter(obstacles.values()))
         self.reasons[option] = (
             "as asked" if getattr(self.config, option) != "auto" else obstacle or NOT_MEASURED
         )
@@ -169,7 +176,7 @@ class Search:
         if not long_enough or self.num_steps * self.times.of(way) < WORTH_GENERATING_S:
             self.reasons[option] = "the run is too short for measuring to pay"
             return way
-        return self._faster(way, _changed(way, option, generated), option)
+        return self._fastest(way, possible, option)
 
     def _compiled(self, plain: Way) -> Way:
         """Return the way with its compilation and kernels decided, without graphs."""
@@ -214,23 +221,35 @@ class Search:
 
     def _faster(self, first: Way, other: Way, option: str) -> Way:
         """Return ``other`` where its steps are faster than those of ``first`` by more than noise, else ``first``."""
+        return self._fastest(first, [other], option)
+
+    def _fastest(self, first: Way, others: Sequence[Way], option: str) -> Way:
+        """Return that of ``others`` with the fastest steps, if faster than ``first``'s by more than noise."""
         self.times.of(first)
-        try:
-            self.times.seconds[other] = self.times.measure(other)
-        except Exception as error:
-            if not self.step.ranks.is_alone:  # the others are in the midst of a step
-                raise UserError(
-                    f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {cause_of(error)}; train "
-                    f"with --{option} {PLAIN[option]}"
-                ) from error
-            self.reasons[option] = f"{_named(other, option)} failed: {cause_of(error)}"
-            return first
-        first_s, other_s, ratio = self.times.compare(first, other)
-        self.reasons[option] = (
-            f"a step took {_in_ms(other_s)} {_named(other, option)}, "
-            f"{_in_ms(first_s)} {_named(first, option)}"
-        )
-        return other if ratio < KEEP_RATIO else first
+        measured, failed = [], []
+        for other in others:
+            try:
+                self.times.seconds[other] = self.times.measure(other)
+                measured.append(other)
+            except Exception as error:
+                if not self.step.ranks.is_alone:  # the others are in the midst of a step
+                    raise UserError(
+                        f"{_named(other, option)} a step failed on rank {self.step.ranks.rank}: {cause_of(error)}; "
+                        f"train with --{option} {PLAIN[option]}"
+                    ) from error
+                failed.append(f"{_named(other, option)} failed: {cause_of(error)}")
+        taken, told = first, []
+        if measured:
+            compared = self.times.compare(first, measured)
+            best = min(measured, key=lambda way: compared[way][1])
+            told = [
+                f"{_in_ms(compared[way][0])} {_named(way, option)}"
+                for way in (best, first, *(way for way in measured if way != best))
+            ]
+            told = [f"a step took {', '.join(told)}"]
+            taken = best if compared[best][1] < KEEP_RATIO else first
+        self.reasons[option] = "; ".join([*told, *failed])
+        return taken
 
 
 def warm_up(search: Search, eval_batch: Batch, ttas: Sequence[Tta]) -> WarmUp:
