@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastresnet.bench.intervals import lower_bound, two_sided
@@ -107,7 +107,7 @@ class Summary:
         seconds, seconds_half: mean of the fixed budget's clock, and the half-width of its 95% interval.
         crossed: how many runs crossed the target at an evaluation; None for a peer, which says nothing of it.
         crossing_s, crossing_half: likewise of the first crossing, over the runs that crossed.
-        cpu_s: mean CPU seconds of the runs that tell them, None where none does.
+        cpu_s: mean CPU seconds of the runs that tell them, None where none does; ``cpu_runs`` are how many.
         energy_j: mean joules of the runs that they were read of, None where of none; ``energy_runs`` are how many.
         searched: whether a search found this number of epochs.
         dates: of the runs, each once.
@@ -125,6 +125,7 @@ class Summary:
     crossing_s: float | None
     crossing_half: float | None
     cpu_s: float | None
+    cpu_runs: int
     energy_j: float | None
     energy_runs: int
     searched: bool
@@ -159,6 +160,7 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
     accuracies = [run["accuracy"] for run in runs]
     seconds = [run["seconds"] for run in runs]
     crossings = [run["crossing_s"] for run in runs if run["crossing_s"] is not None]
+    cpu = [run["cpu_s"] for run in runs if run.get("cpu_s") is not None]
     energies = [run["energy_j"] for run in runs if run["energy_j"] is not None]
     return Summary(
         row=row,
@@ -172,10 +174,11 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
         crossed=None if row.recipe is None else len(crossings),
         crossing_s=_mean(crossings),
         crossing_half=two_sided(crossings),
-        cpu_s=_mean([run["cpu_s"] for run in runs if run.get("cpu_s") is not None]),
+        cpu_s=_mean(cpu),
+        cpu_runs=len(cpu),
         energy_j=_mean(energies),
         energy_runs=len(energies),
-        searched=asdict(row) in record.get("found", ()),
+        searched=row in [Row(**each) for each in record.get("found", ())],
         dates=tuple(dict.fromkeys(run["date"] for run in runs)),
     )
 

@@ -10,8 +10,7 @@ from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
 from fastresnet.bench.board import FIGURE, SEARCH, Row, Summary, row_of, runs_of, standings
 from fastresnet.bench.comparison import Ratio, compare, find_row
-from fastresnet.bench.record import publishable_command, write_record
-from fastresnet.errors import UserError
+from fastresnet.bench.record import publishable, write_record
 from fastresnet.report.palette import LIGHT
 
 MARKS = {
@@ -72,8 +71,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     if cpu:
         lines += [
             "",
-            "CPU seconds are those of all threads, of our rows from the first step to the end of the run, evaluations "
-            "between epochs included; a peer's are its own.",
+            "CPU seconds are those of all threads: of our rows from before the data is moved to the end of the final "
+            "evaluation, what is off the clock between epochs included; of a peer what it says.",
         ]
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
@@ -101,7 +100,7 @@ def missing_notes(record: dict[str, Any]) -> list[str]:
     """Return the paragraphs that tell which rows failed, and why, and of which runs are missing."""
     lines = []
     for label, reason in record.get("failed", {}).items():
-        lines += ["", f"Failed when last tried: {label}, {reason.rstrip('.')}."]
+        lines += ["", f"Failed when last tried: {label}, {publishable(reason).rstrip('.')}."]
     if record["not_measured"]:
         lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return lines
@@ -144,13 +143,17 @@ def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
         crossing if line.runs and row.recipe is not None else "",
     ]
     if cpu:
-        cells.append("" if line.cpu_s is None else f"{line.cpu_s:,.1f}")
+        cells.append("" if line.cpu_s is None else f"{line.cpu_s:,.1f}{_of(line.cpu_runs, line)}")
     if energy:
-        of = "" if line.energy_runs == line.runs else f" (of {line.energy_runs} runs)"
-        cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}{of}")
+        cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}{_of(line.energy_runs, line)}")
     first, *rest = line.dates or ("",)
     cells.append(f"{first} to {rest[-1]}" if rest else first)
     return f"| {' | '.join(cells)} |"
+
+
+def _of(num: int, line: Summary) -> str:
+    """Return how many of a row's runs a mean is of, where it is not all."""
+    return "" if num == line.runs else f" (of {num} runs)"
 
 
 def _seconds(mean: float | None, half: float | None) -> str:
@@ -169,7 +172,7 @@ def _peers(record: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{row.name}: {source}, {commit}. Its clock: {last['clock'].rstrip('.')}. Changed to run here: "
-            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{publishable_command(row.science)}`.",
+            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{publishable(row.science)}`.",
         ]
     return lines
 
@@ -182,9 +185,8 @@ def _peer_tta(record: dict[str, Any], row: Row) -> str:
 
 def _comparison(record: dict[str, Any]) -> list[str]:
     """Return the rows beside the one that they are compared with, as a table and what it means."""
-    try:
-        against = find_row(record, record["against"])
-    except UserError:  # it is not measured yet, or another length of it was
+    against = find_row(record, record["against"])
+    if against is None:
         return ["", f"Nothing is compared with {record['against']} yet."]
     lines = [
         "",
@@ -195,12 +197,12 @@ def _comparison(record: dict[str, Any]) -> list[str]:
     ]
     for each in compare(record, against):
         half = "" if each.difference_half is None else f" ± {100 * each.difference_half:.2f}"
-        cells = [each.row.label, str(each.pairs), _ratio(each.seconds), _ratio(each.cpu_s)]
+        cells = [each.row.label, str(each.rounds or ""), _ratio(each.seconds), _ratio(each.cpu_s)]
         lines.append(f"| {' | '.join([*cells, f'{100 * each.difference:+.2f}{half}'])} |")
     return [
         *lines,
         "",
-        "A ratio is the geometric mean over rounds, in which rows took turns, with its 95% interval (Student's t of "
+        "A ratio is the geometric mean over rounds, in which the two took turns, with its 95% interval (Student's t of "
         "logarithms); a difference is that of the mean accuracies of all runs, with its 95% interval (Welch).",
     ]
 

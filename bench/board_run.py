@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -46,6 +46,7 @@ def train_once(
     start, started = time.perf_counter(), datetime.datetime.now(datetime.UTC)
     try:
         result = train(recipe, config, runs_dir=runs_dir, listener=listener)
+        used_s = cpu_s() - listener.cpu_s
     finally:
         shutil.rmtree(runs_dir, ignore_errors=True)
         torch.compiler.reset()  # the next network's graphs count against the same limit
@@ -53,7 +54,7 @@ def train_once(
     used = None if after is None or listener.joules is None else after - listener.joules
     return outcome(result) | {
         "started": started.isoformat(timespec="seconds"),
-        "cpu_s": cpu_s() - listener.cpu_s,
+        "cpu_s": used_s,
         "energy_j": used,
         "process_s": time.perf_counter() - start,
     }
@@ -61,7 +62,8 @@ def train_once(
 
 def cpu_s() -> float:
     """Return the CPU seconds of all threads of this process so far, and of the processes that it has waited for."""
-    return sum(os.times()[:4])
+    waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + waited_for.ru_utime + waited_for.ru_stime
 
 
 def outcome(result: RunResult) -> dict[str, Any]:

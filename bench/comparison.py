@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.bench.board import Row, runs_of
+from fastresnet.bench.board import FIGURE, Row, row_of, runs_of
 from fastresnet.bench.intervals import LEVEL, t_quantile, two_sided
-from fastresnet.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,63 +28,65 @@ class Comparison:
 
     Attributes:
         row: which.
-        pairs: rounds in which both ran.
-        seconds: its clock over the other's, by the pairs.
-        cpu_s: likewise of CPU seconds; None where not all the pairs' runs tell them.
+        rounds: in which both ran, with no other run of either between.
+        seconds: its clock over the other's, by the rounds; None where there is none.
+        cpu_s: likewise of CPU seconds; None where not all of those runs tell them.
         difference, difference_half: of the mean accuracies of all runs, and the half-width of its two-sided 95%
             interval by Welch's t; None where one of the rows has fewer than two runs.
     """
 
     row: Row
-    pairs: int
-    seconds: Ratio
+    rounds: int
+    seconds: Ratio | None
     cpu_s: Ratio | None
     difference: float
     difference_half: float | None
 
 
-def find_row(record: dict[str, Any], name: str) -> Row:
-    """Return the row of that name or label.
-
-    Raises:
-        UserError: there is none, or several of that name.
-    """
-    rows = list(dict.fromkeys(Row(**row) for row in record["rows"]))
-    found = [row for row in rows if row.label == name] or [row for row in rows if row.name == name]
-    if len(found) == 1:
-        return found[0]
-    labels = [row.label for row in rows]
-    if found:
-        raise UserError(
-            f"several rows are called {name}; give one of {'; '.join(row.label for row in found)}"
-        )
-    near = did_you_mean(name, [*labels, *(row.name for row in rows)])
-    raise UserError(f"the board has no row {name!r}{near} (it has {'; '.join(labels)})")
+def find_row(record: dict[str, Any], name: str) -> Row | None:
+    """Return the row of that label or name, the last of several; None where there is none."""
+    rows = [Row(**row) for row in record["rows"]]
+    named = [row for row in rows if row.label == name] or [row for row in rows if row.name == name]
+    return named[-1] if named else None
 
 
 def compare(record: dict[str, Any], against: Row) -> list[Comparison]:
-    """Return the comparisons with ``against`` of the rows that share a round with it, in the record's order."""
-    others = {run["seed"]: run for run in runs_of(record, against)}
+    """Return the comparisons with ``against`` of all other rows that have runs, in the record's order."""
+    theirs = [run["accuracy"] for run in runs_of(record, against)]
     found = []
     for row in dict.fromkeys(Row(**row) for row in record["rows"]):
-        runs = runs_of(record, row)
-        pairs = [(run, others[run["seed"]]) for run in runs if run["seed"] in others]
-        if row == against or not pairs:
+        ours = [run["accuracy"] for run in runs_of(record, row)]
+        if row == against or not ours or not theirs:
             continue
-        ours, theirs = ([run["accuracy"] for run in each] for each in (runs, others.values()))
+        pairs = _rounds(record, row, against)
+        tell_cpu = bool(pairs) and all(run.get("cpu_s") for pair in pairs for run in pair)
         found.append(
             Comparison(
                 row=row,
-                pairs=len(pairs),
-                seconds=ratio_of([(run["seconds"], other["seconds"]) for run, other in pairs]),
+                rounds=len(pairs),
+                seconds=ratio_of([(run["seconds"], other["seconds"]) for run, other in pairs])
+                if pairs
+                else None,
                 cpu_s=ratio_of([(run["cpu_s"], other["cpu_s"]) for run, other in pairs])
-                if all("cpu_s" in run for pair in pairs for run in pair)
+                if tell_cpu
                 else None,
                 difference=statistics.fmean(ours) - statistics.fmean(theirs),
                 difference_half=welch(ours, theirs),
             )
         )
     return found
+
+
+def _rounds(record: dict[str, Any], row: Row, against: Row) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the pairs of runs of one seed that followed each other, each done with nothing beside it."""
+    if row.at_once > 1 or against.at_once > 1:
+        return []
+    runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) in (row, against)]
+    return [
+        (one, other) if row_of(one) == row else (other, one)
+        for one, other in itertools.pairwise(runs)
+        if row_of(one) != row_of(other) and one["seed"] == other["seed"]
+    ]
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:

@@ -90,7 +90,7 @@ class Peer:
         if not isinstance(found, dict) or not _is_answer(found):
             raise UserError(
                 f"--peer {self.name} must print, last, one JSON line with accuracy (0 to 1), seconds and clock (what "
-                f"the seconds cover); it printed {last[:200]!r}"
+                f"the seconds cover), and perhaps cpu_s, seconds too; it printed {last[:200]!r}"
             )
         kept = {key: found[key] for key in (*REQUIRED, *OPTIONAL_NUMBERS) if found.get(key) is not None}
         return kept | {key: str(found[key]) for key in OPTIONAL_WORDS if found.get(key)}

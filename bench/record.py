@@ -38,12 +38,10 @@ def typed_command() -> str:
     return shlex.join(["fastresnet", *map(_publishable, sys.argv[1:])])
 
 
-def publishable_command(command: str) -> str:
-    """Return a shell's command fit to be published, as :func:`typed_command`; as it is where it cannot be split."""
-    try:
-        return shlex.join(map(_publishable, shlex.split(command)))
-    except ValueError:
-        return command
+def publishable(text: str) -> str:
+    """Return a shell's command, or what it said, without the folders of absolute paths, and with ``URL`` for URLs."""
+    text = re.sub(r"[A-Za-z][\w+.-]*://[^\s'\"]+", "URL", text)
+    return re.sub(r"(?<![\w./~-])~?(?:/[^\s/'\";:|&<>()=,]+)+/(?=[^\s/'\";:|&<>()=,]+)", "", text)
 
 
 def _publishable(part: str) -> str:
@@ -98,7 +96,7 @@ def check_page(path: Path, record: dict[str, Any], to_markdown: ToMarkdown) -> N
     """Raise UserError unless ``to_markdown`` makes a page of the record at ``path``."""
     try:
         to_markdown(record)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{path} is damaged, or of an earlier form, which only its own version shows"
         ) from error

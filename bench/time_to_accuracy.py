@@ -89,7 +89,9 @@ class Board:
         """
         for contestant in self.contestants:
             if self.parallel > 1 and contestant.recipe is not None:
-                settle(self.record, contestant.recipe, self.config, self.data, self.parallel, self.tell)
+                # Those measured do their steps as the runs will.
+                config = self.config.model_copy(update={"alike": self.runs})
+                settle(self.record, contestant.recipe, config, self.data, self.parallel, self.tell)
 
     def row(self, contestant: Contestant) -> Row:
         """Return the contestant's line of the board, :meth:`settle` done."""
@@ -124,9 +126,10 @@ class Board:
                 return Job(contestant=tried, row=row, role=SEARCH, seed=seed)
             # Where not even the longest reaches the target, its figure says how far it is from it.
             contestant = contestant.with_epochs(decision.epochs or contestant.recipe.epochs)
-            found = asdict(self.row(contestant))
-            if decision.epochs is not None and found not in self.record.setdefault("found", []):
-                self.record["found"].append(found)
+            row = self.row(contestant)
+            found = self.record.setdefault("found", [])
+            if decision.epochs is not None and row not in (Row(**each) for each in found):
+                found.append(asdict(row))
         row = self.row(contestant)
         if row not in (Row(**each) for each in self.record["rows"]):
             self.record["rows"].append(asdict(row))
@@ -175,7 +178,6 @@ class Board:
                     self._fail(job, str(error))
                 else:
                     self._add(run, job)
-        self.record["failed"] = dict(self.failed)
         self.record["not_measured"] = [job.row.label for job in self.jobs()]
 
     def _begun(self, job: Job) -> dict[str, Any]:
@@ -245,11 +247,15 @@ class Board:
 
     def _add(self, run: dict[str, Any], job: Job) -> None:
         self.record["runs"].append(run)
+        if job.row.label not in self.failed:  # of an earlier command
+            self.record.get("failed", {}).pop(job.row.label, None)
         self.keep()
         self.tell(_told(run, job))
 
     def _fail(self, job: Job, reason: str) -> None:
         self.failed.setdefault(job.row.label, f"{job.named}: {reason}")
+        self.record.setdefault("failed", {})[job.row.label] = self.failed[job.row.label]
+        self.keep()
         self.tell(f"{job.row.label}, {job.named}: {reason}; its other runs are left out")
 
     def keep(self) -> None:
@@ -282,7 +288,12 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
             continue
         if run_s is None and recipe is not None:
             if recipe.arch not in epoch_s:
-                epoch_s[recipe.arch] = measure_run_s(recipe, board.config, board.data) / recipe.epochs
+                try:
+                    run_s = measure_run_s(recipe, board.config, board.data)
+                except UserError:  # which its run will say too, and stop its row
+                    unknown += 1
+                    continue
+                epoch_s[recipe.arch] = run_s / recipe.epochs
             run_s = epoch_s[recipe.arch] * recipe.epochs
             if row.at_once > 1:
                 found = found_in(board.record, recipe.arch, board.parallel)

@@ -60,7 +60,7 @@ class Trainer:
         try:
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join()
+            self._end()
             self.is_over = True
             code = self._process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
@@ -69,6 +69,10 @@ class Trainer:
 
     def close(self) -> None:
         """End the process and all that it has started, whatever it is at."""
+        if not self.is_over:
+            self._end()
+
+    def _end(self) -> None:
         self._pipe.close()
         if self._process.pid is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -65,7 +65,10 @@ def convs_obstacle(convs: str, device_type: str, amp: str) -> str | None:
 
 
 def model_obstacle(model: nn.Module, convs: str, device_type: str, amp: str) -> str | None:
-    """Return why no convolution of ``model`` can be done as ``convs`` says, or None where some can."""
+    """Return why no convolution of ``model`` can be done as ``convs`` says, or None where its channels let some be.
+
+    Sizes of images are looked at with each batch.
+    """
     if (obstacle := convs_obstacle(convs, device_type, amp)) is not None:
         return obstacle
     if not any(isinstance(module, Conv3x3) and module.fits for module in model.modules()):

@@ -1,7 +1,7 @@
 """2x2 max pooling, which on a CPU can be done in generated code, on torch's own threads.
 
-The same values and gradients as PyTorch's own, to the bit. That one writes an int64 an output, which says where its
-value came from, and reads it back; here backward looks for the greatest once more.
+The same values and gradients as PyTorch's own, to the bit, but for the bits of a NaN. That one writes an int64 an
+output, which says where its value came from, and reads it back; here backward looks for the greatest once more.
 """
 
 from __future__ import annotations

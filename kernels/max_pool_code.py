@@ -55,7 +55,8 @@ class _Pool(TeamFunction):
 
     def backward(self, inputs: list[Any], output: Any) -> None:
         _, taken = self.greatest(inputs)
-        gradient = self.read("DY", output)
+        # PyTorch adds it to zeros, by which -0 becomes 0.
+        gradient = self.at.fadd(self.read("DY", output), ir.Constant(self.vector, [0.0] * self.lanes))
         nothing = ir.Constant(self.vector, [0.0] * self.lanes)
         later = None  # whether a corner after this one was taken
         for place, chosen in reversed(list(zip(inputs, taken, strict=True))):

@@ -329,7 +329,9 @@ def test_where_it_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     x, dy, _ = made(8, 16, 16, 16, 16)
     with pytest.raises(UserError, match=f"by AMX cannot be had: {NO_AMX}"):
         amx_conv_weight(dy, x)
-    monkeypatch.setattr("fastresnet.kernels.winograd.team_obstacle", lambda: None)
+    for module in ("winograd", "amx"):
+        monkeypatch.setattr(f"fastresnet.kernels.{module}.team_obstacle", lambda: None)
+    monkeypatch.setattr("fastresnet.engine.machine.resolve_device", lambda *_: torch.device("cpu"))
     assert (
         doctor._convs().found
         == f"auto is measured by each run: PyTorch's against Winograd's; not AMX's: {NO_AMX}"

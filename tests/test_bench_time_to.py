@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from fastresnet.bench.comparison import compare, find_row, welch
 from fastresnet.bench.contestants import default_names
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.peers import Peer
+from fastresnet.bench.record import publishable
 from fastresnet.catalogue import BUDGET
 from fastresnet.cli.bench_time_to import contestants
 from fastresnet.cli.main import app
@@ -436,33 +438,71 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
 
 
 def test_a_row_is_compared_round_by_round() -> None:
-    ours, theirs, alone = row("ours"), row("theirs", recipe=None, epochs=None), row("alone")
+    ours, theirs, later = row("ours"), row("theirs", recipe=None, epochs=None), row("later")
     runs = [
-        *(run_of(ours, i, a, s, cpu_s=2 * s) for i, (a, s) in enumerate([(0.94, 8), (0.95, 6), (0.96, 3)])),
-        *(run_of(theirs, i, a, s, cpu_s=s, clock="x") for i, (a, s) in enumerate([(0.93, 4), (0.92, 12)])),
-        run_of(alone, 7, 0.9, 1),
+        run_of(ours, 0, 0.94, 8, cpu_s=16.0),
+        run_of(theirs, 0, 0.93, 4, cpu_s=4.0, clock="x"),
+        run_of(theirs, 1, 0.92, 12, cpu_s=12.0, clock="x"),  # the other way round
+        run_of(ours, 1, 0.95, 6, cpu_s=12.0),
+        run_of(ours, 2, 0.96, 3, cpu_s=6.0),
+        run_of(theirs, 3, 0.925, 9, cpu_s=9.0, clock="x"),
+        *(run_of(later, seed, 0.9, 1) for seed in range(3)),  # on another day: no turns were taken
     ]
-    record = record_of(runs, [ours, theirs, alone], against="theirs")
-    (found,) = compare(record, find_row(record, "theirs"))
-    assert found.row == ours and found.pairs == 2 and found.cpu_s is not None
+    record = record_of(runs, [ours, theirs, later], against="theirs")
+    assert find_row(record, "theirs") == theirs == find_row(record, theirs.label)
+    found, apart = compare(record, theirs)
+    assert found.row == ours and found.rounds == 2 and found.seconds is not None and found.cpu_s is not None
     assert found.seconds.mean == pytest.approx(1.0) and found.cpu_s.mean == pytest.approx(2.0)
     # ln 2 and -ln 2: the interval is their standard error, ln 2, times t of one degree of freedom.
     assert found.seconds.high == pytest.approx(math.exp(math.log(2) * 12.7062), rel=1e-4)
     assert found.difference == pytest.approx(0.025) and found.difference_half is not None
+    assert (apart.row, apart.rounds, apart.seconds, apart.cpu_s) == (later, 0, None, None)
     page = to_markdown(record)
     assert "Against theirs, of which a ratio below 1 is faster:" in page
     assert "| ours, fast, 8 epochs | 2 | 1.000 (" in page and "| +2.50 ± " in page
-    for run in runs[:1]:
-        del run["cpu_s"]
-    assert compare(record, theirs)[0].cpu_s is None
-    with pytest.raises(UserError, match="the board has no row 'their'; did you mean 'theirs'"):
-        find_row(record, "their")
+    del runs[0]["cpu_s"]
+    assert compare(record, theirs)[0].cpu_s is None and "(of 2 runs)" in to_markdown(record)
+    packed = [run | {"row": vars(row("ours", at_once=2))} for run in runs if run["row"]["name"] == "ours"]
+    beside = record_of([*packed, *runs[1:3]], [row("ours", at_once=2), theirs])
+    assert compare(beside, theirs)[0].rounds == 0  # whose seconds are no latency
     twice = record_of(runs, [ours, row("ours", epochs=9)])
-    with pytest.raises(
-        UserError, match="several rows are called ours; give one of ours, fast, 8 epochs; ours, fast, 9"
-    ):
-        find_row(twice, "ours")
+    assert find_row(twice, "ours") == row("ours", epochs=9) and find_row(twice, ours.label) == ours
     assert "Nothing is compared with other yet." in to_markdown(record | {"against": "other"})
+
+
+def test_what_is_compared_is_named_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "board.json"
+    line = '{"accuracy": 0.6, "seconds": 1.5, "cpu_s": 1.25, "clock": "all"}'
+    own = (
+        *TINY,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--peer",
+        f"other=echo '{line}'",
+        "--epochs",
+        "1",
+        "--runs",
+        "2",
+    )
+    told = refusal(bench(*own, "--against", "othr"))
+    assert told.startswith(
+        "--against is 'othr', no row of this board; did you mean 'other'? (it has n2-b1-c4,"
+    )
+    for _ in range(2):  # the second time the rows are in the record
+        done = bench(*own, "--against", "other")
+        assert done.exit_code == 0 and "Against other, of which a ratio below 1 is faster:" in done.output
+    assert re.search(r"1 epochs \| 2 \| [\d.]+ \([\d.]+ to [\d.]+\) \| [\d.]+ \([\d.]+ to", done.output)
+    assert "Against" not in bench("--show", out, "--against", "").output
+    assert "Against n2-b1-c4, fast" in bench("--show", out, "--against", "n2-b1-c4").output
+    assert "--against is 'x', no row of this board" in refusal(bench("--show", out, "--against", "x"))
+
+
+def test_what_is_published_of_a_command_leads_nowhere() -> None:
+    command = "cd /home/u/air && DATA=/home/u/d python run.py --seed {seed} --url=https://u:p@x.y/z > /tmp/log; ls a/b"
+    assert publishable(command) == "cd air && DATA=d python run.py --seed {seed} --url=URL > log; ls a/b"
+    assert publishable("a / b, 3/4, ./x/y and ~/z/w") == "a / b, 3/4, ./x/y and w"
 
 
 def test_welchs_interval_is_that_of_a_worked_example() -> None:
@@ -563,7 +603,7 @@ def test_a_long_board_says_so_before_it_starts(
     own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--peer", "other=true")
     long = bench(*own, "--runs", "2")
     assert long.exit_code == 0
-    assert "this will take about 13 min 20 s (2 runs, beside 1 peer whose time is unknown)" in long.output
+    assert "this will take about 13 min 20 s (2 runs, beside 1 row of unknown time)" in long.output
     assert "will take" not in bench(*own, "--runs", "1").output
     searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # 4 / 2 + 4 bits of epochs
     assert "about 40 min 00 s (6 runs" in searched.output

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tiny_config, tiny_recipe
 from torch import nn
 
+from fastresnet import muon
+from fastresnet.assembly import build_step, choose_machine, open_data
+from fastresnet.engine.listener import Listener
 from fastresnet.muon import orthogonalise
 from fastresnet.optim import (
     Lookahead,
@@ -241,6 +246,25 @@ def test_orthogonalise_keeps_directions_and_levels_singular_values(
     assert values.max() < 1.3
     rest = in_their_basis - torch.diag_embed(values)
     assert rest.abs().max() < most
+
+
+@pytest.mark.parametrize(("amp", "products"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_products_are_in_bf16_where_the_network_is(
+    amp: str, products: torch.dtype, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.dtype] = []
+
+    def orthogonalised(matrices: torch.Tensor, num_steps: int, products: torch.dtype) -> torch.Tensor:
+        asked.append(products)
+        return orthogonalise(matrices, num_steps)
+
+    monkeypatch.setattr(muon, "orthogonalise", orthogonalised)
+    recipe, config = tiny_recipe({"optimizer.name": "muon", "optimizer.lr": 0.02}), tiny_config(data, amp=amp)
+    step = build_step(recipe, choose_machine(config), open_data(recipe, config, Listener()), 4)
+    for parameter in step.state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    step.state.optimizer.step()
+    assert set(asked) == {products}
 
 
 def test_filters_of_one_shape_are_orthogonalised_apart() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +35,7 @@ from fastresnet.cli.typed import assigned, listed
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
+    from fastresnet.bench.board import Row
     from fastresnet.bench.contestants import Contestant
     from fastresnet.bench.time_to_accuracy import Board
 
@@ -72,10 +72,11 @@ def time_to(
         ),
     ] = None,
     peer_minutes: Annotated[
-        float | None, typer.Option(help="End a peer's run that takes longer, and leave that row.", min=0)
+        float | None, typer.Option(help="End a peer's run that takes longer, and leave that row.", min=0.001)
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="ROW", help="Compare the other rows with this one, round by round.")
+        str | None,
+        typer.Option(metavar="ROW", help="Compare the other rows with this one ('': with none)."),
     ] = None,
     runs: Annotated[int, typer.Option(help="Of each row.", min=1)] = 10,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 1,
@@ -103,14 +104,12 @@ def time_to(
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
     from fastresnet.bench.board import check_target
     from fastresnet.bench.board_page import to_markdown
-    from fastresnet.bench.comparison import find_row
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
 
     if show is not None:
         record = read_record(show, "time-to", to_markdown)
         if against is not None:
-            find_row(record, against)
-            record["against"] = against
+            _compare_with(against, record, [])
         show_page(to_markdown(record), mark_of("time-to", show), insert)
     else:
         started = time.monotonic()
@@ -135,13 +134,28 @@ def time_to(
         board, path = _open(entered, target, runs, search, parallel, config, out)
         check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
         if against is not None:
-            asked = [asdict(each.row(board.data)) for each in board.contestants]
-            find_row({"rows": [*board.record["rows"], *asked]}, against)
-            board.record["against"] = against
+            _compare_with(against, board.record, [each.row(board.data) for each in entered])
         fill_board(board, path, started, minutes, "board")
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
         show_page(to_markdown(board.record), mark_of("time-to", path), insert)
         complain_of_failures(board, path)
+
+
+def _compare_with(name: str, record: dict[str, Any], asked: list[Row]) -> None:
+    """Have the record's page compare rows with the one of that name, or with none where it is empty.
+
+    Raises:
+        UserError: neither the record nor what is asked for has such a row.
+    """
+    from fastresnet.bench.board import Row
+    from fastresnet.errors import did_you_mean
+
+    rows = [*(Row(**row) for row in record["rows"]), *asked]
+    names = list(dict.fromkeys(text for row in rows for text in (row.label, row.name)))
+    if name and name not in names:
+        near = did_you_mean(name, names)
+        raise UserError(f"--against is {name!r}, no row of this board{near} (it has {'; '.join(names)})")
+    record["against"] = name
 
 
 def contestants(

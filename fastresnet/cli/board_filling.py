@@ -136,7 +136,7 @@ def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None
         return
     seconds, num_runs, unknown = estimate_s(board)
     if seconds > LONG_BOARD_S:
-        beside = f", beside {counted(unknown, 'peer')} whose time is unknown" if unknown else ""
+        beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         board.tell(
             f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
             "and the same command goes on"
