@@ -56,6 +56,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "own norms": ({"drop_last": False}, {"sync_bn": False, "limit_train": 97}),
 }
 
+# In float32 on any machine: what ranks and one process learn is the same but for rounding.
+FLOAT32 = {"amp": "off"}
+CASES = {name: (overrides, FLOAT32 | options) for name, (overrides, options) in CASES.items()}
+
 # What each rank does with its share of a batch, one process does not do with the whole.
 BY_SHARES = ("low loss", "low loss of one", "own norms")
 
@@ -71,7 +75,8 @@ def main() -> None:
         if ranks.world_size == 2:
             try:
                 listener = StopAt(STEPS + 3)  # on rank 0; the signal reaches no other rank
-                train(tiny_recipe(), tiny_config(data), runs_dir=own, run_name="stopped", listener=listener)
+                config = tiny_config(data, **FLOAT32)
+                train(tiny_recipe(), config, runs_dir=own, run_name="stopped", listener=listener)
             except Interrupted as interrupted:
                 assert interrupted.signum == signal.SIGTERM
                 # another session ends here for good; this one goes on

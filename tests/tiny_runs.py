@@ -47,8 +47,8 @@ def tiny_recipe(overrides: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def tiny_config(data: Path, **options: Any) -> RunConfig:
-    """Return a config for ``data`` on one CPU thread, in float32 on any machine, that saves only when it must."""
-    own: dict[str, Any] = {"data": str(data), "device": "cpu", "threads": 1, "amp": "off", "save_every_s": 1e6}
+    """Return a config for ``data`` on one CPU thread that saves only when it must."""
+    own: dict[str, Any] = {"data": str(data), "device": "cpu", "threads": 1, "save_every_s": 1e6}
     return RunConfig.parse(**own | options)
 
 
