@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -10,7 +11,7 @@ import pytest
 import torture.__main__
 from torture.__main__ import FAMILIES, main, plain, show, table
 from torture.case import Case, NotHere, Outcome, Place, attempt
-from torture.child import Done
+from torture.child import Done, start
 
 
 def case(run: object, name: str = "x") -> Case:
@@ -23,6 +24,16 @@ def test_a_case_draws_the_same_from_a_seed_and_its_name(tmp_path: Path) -> None:
 
     assert drawn("a", 1) == drawn("a", 1)
     assert len({drawn("a", 1), drawn("b", 1), drawn("a", 2)}) == 3
+
+
+def test_nobody_else_reads_how_a_process_ended(tmp_path: Path) -> None:
+    """A start in another thread did, now and then: what had exited with 2 was then said to have exited with 255."""
+    processes = [start("archs", "nosuch", cwd=tmp_path) for _ in range(3)]
+    for running in processes:
+        multiprocessing.connection.wait([running.process.sentinel])
+    multiprocessing.process._cleanup()  # type: ignore[attr-defined]
+    assert all(running.process._popen.returncode is None for running in processes)
+    assert [running.wait().code for running in processes] == [2, 2, 2]
 
 
 def test_what_comes_of_a_case(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 # Forked from one process that has imported what a command needs, and computed nothing.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torture.preload"])
+_STARTING = threading.Lock()
 ERROR = "fastresnet: error: "
 FAR = 900.0  # seconds after which a process that should have ended is taken to hang
 
@@ -139,7 +140,11 @@ def start(
     words = tuple(map(str, arguments))
     ask = (words, str(cwd), str(out), str(err), fault or Fault(), dict(env or {}))
     process = _CONTEXT.Process(target=_work, args=ask)
-    process.start()
+    # Each start looks whether earlier processes have ended. Of two threads that read the status of one, the second
+    # finds none and takes it for 255, so only who waits for it may.
+    with _STARTING:
+        process.start()
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     return Running(process, out, err)
 
 
