@@ -60,8 +60,7 @@ class Trainer:
         try:
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
-            self._end()
-            self.is_over = True
+            self.close()
             code = self._process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
             return "failed", f"its process {how}; the same command does this run again"
@@ -69,10 +68,9 @@ class Trainer:
 
     def close(self) -> None:
         """End the process and all that it has started, whatever it is at."""
-        if not self.is_over:
-            self._end()
-
-    def _end(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
         self._pipe.close()
         if self._process.pid is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fastresnet.errors import UserError
-from fastresnet.kernels.team import run_team, team_obstacle
+from fastresnet.kernels.team import channels_last, run_team, team_obstacle
 
 TAPS = 3
 CHANNELS = 16  # in a tile
@@ -81,8 +81,8 @@ def amx_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     The gradient of ``weight`` is :func:`amx_conv_weight`'s; see :func:`takes`.
     """
-    y = torch.ops.aten.convolution(_channels_last(x), weight.to(x.dtype), *_LIKE)
-    return _channels_last(y)
+    y = torch.ops.aten.convolution(channels_last(x), weight.to(x.dtype), *_LIKE)
+    return channels_last(y)
 
 
 @torch.library.custom_op("fastresnet::amx_conv_weight", mutates_args=(), device_types="cpu")
@@ -103,7 +103,7 @@ def amx_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         assert images.dtype == torch.bfloat16 and images.device.type == "cpu"
         assert images.shape[1] % CHANNELS == 0
     assert batch and 1 <= height <= LINE and 1 <= width <= LINE
-    x, dy, threads = _channels_last(x), _channels_last(dy), torch.get_num_threads()
+    x, dy, threads = channels_last(x), channels_last(dy), torch.get_num_threads()
     sum_bytes = 4 * TAPS**2 * inputs * outputs
     groups = -(-batch // (LINE // width))
     parts = _num_parts(groups, sum_bytes)
@@ -166,10 +166,6 @@ torch.library.register_autograd("fastresnet::amx_conv_weight", _refuse_second_de
 
 # Of aten's convolution: bias, stride, padding, dilation, transposed, output padding, groups.
 _LIKE: tuple[Any, ...] = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-
-
-def _channels_last(images: torch.Tensor) -> torch.Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _num_parts(groups: int, sum_bytes: int) -> int:

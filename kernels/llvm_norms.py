@@ -16,7 +16,7 @@ import torch
 from fastresnet.kernels import reference
 from fastresnet.kernels.fusion import Fusion, Norm
 from fastresnet.kernels.reference import num_rows
-from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
+from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
 
 ACTIVATIONS = ("relu", "leaky_relu", "identity")
 LINE = 16  # channels, of as many pixels as it takes, that the code does at once
@@ -60,11 +60,11 @@ class _Call:
         assert not rest, "takes(x) was to be asked"
         self.pixel_bytes = PIXEL_BYTES[x.dtype]
         self.num_parts = max(1, min(MAX_PARTS, x.numel() // PART_ELEMENTS))
-        self.tensors = {"X": _channels_last(x)}
+        self.tensors = {"X": channels_last(x)}
         # Machine code reads and writes by addresses alone.
         for name, tensor in tensors.items():
             assert tensor.shape == x.shape and tensor.dtype == x.dtype and tensor.device == x.device
-            self.tensors[name] = _channels_last(tensor)
+            self.tensors[name] = channels_last(tensor)
         for name, values in channels.items():
             assert values.shape == x.shape[1:2] and values.device == x.device
             values = values.detach().float()
@@ -183,10 +183,6 @@ def _rstd(norm: Norm) -> torch.Tensor:
 
 def _of(name: str, tensor: torch.Tensor | None) -> dict[str, Any]:
     return {} if tensor is None else {name: tensor}
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _empty_like(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastresnet.errors import UserError
 from fastresnet.kernels.llvm_norms import LINE, STREAMED_BYTES, WORTH_A_CALL
-from fastresnet.kernels.team import PIXEL_BYTES, run_team
+from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team
 
 PART_ELEMENTS = 1 << 13  # of the output, that a thread takes at a time
 
@@ -47,7 +47,7 @@ def max_pool_backward(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     batch, channels, height, width = x.shape
     assert dy.shape == (batch, channels, height // 2, width // 2) and dy.dtype == x.dtype
     dx = _empty(x, 1)
-    _run("backward", x, {"DY": dy.contiguous(memory_format=torch.channels_last), "DX": dx})
+    _run("backward", x, {"DY": channels_last(dy), "DX": dx})
     return dx
 
 

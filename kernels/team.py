@@ -32,6 +32,11 @@ def team_obstacle() -> str | None:
     return None
 
 
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Return [B, C, H, W] as the code reads it: a pixel's channels side by side."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def run_team(code: int, names: Sequence[str], values: dict[str, int]) -> None:
     """Have torch's threads, this one among them, run the code at an address.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastresnet.kernels.team import PIXEL_BYTES, run_team, team_obstacle
+from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
 from fastresnet.kernels.winograd_math import COLUMNS, POINTS, TAPS, TILE
 
 MIN_TILES = 96  # below, transforming the filters takes as long as is saved
@@ -55,7 +55,7 @@ def winograd_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def winograd_conv_input(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the gradient of :func:`winograd_conv`'s ``x``: the convolution with the filters turned round."""
     _check(dy, weight.shape[0], weight)
-    inputs, filters = weight.shape[1], _channels_last(weight)
+    inputs, filters = weight.shape[1], channels_last(weight)
     last = filters.data_ptr() + filters.element_size() * inputs * (TAPS**2 - 1)
     return _convolved(dy, inputs, {"X": last, "CHANNEL": inputs * TAPS**2, "TAP": -inputs})
 
@@ -69,7 +69,7 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     _check(x, inputs)
     _check(dy, outputs)
     assert x.dtype == dy.dtype and x.shape[0] == dy.shape[0] and x.shape[2:] == dy.shape[2:]
-    target, x, dy = host_target(), _channels_last(x), _channels_last(dy)
+    target, x, dy = host_target(), channels_last(x), channels_last(dy)
     parts = min(torch.get_num_threads(), _num_blocks(dy, GRADIENT_TILES))
     gradient = torch.zeros(parts, POINTS**2, outputs, inputs)
     _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], target), x, dy, gradient, GRADIENT_TILES, parts)
@@ -128,10 +128,6 @@ def _check(images: torch.Tensor, channels: int, weight: torch.Tensor | None = No
         )
 
 
-def _channels_last(images: torch.Tensor) -> torch.Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
 def _empty(like: torch.Tensor, channels: int, dtype: torch.dtype, height: int, width: int) -> torch.Tensor:
     """Return an uninitialised channels-last [B, channels, height, width]."""
     return like.new_empty((len(like), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
@@ -141,7 +137,7 @@ def _convolved(x: torch.Tensor, outputs: int, filters: dict[str, int]) -> torch.
     """Return the convolution of ``x`` with ``filters``, the words that say where they lie."""
     from fastresnet.kernels.winograd_code import BLOCK_TILES, WORDS, filters_code, host_target, pass_code
 
-    target, x, inputs = host_target(), _channels_last(x), x.shape[1]
+    target, x, inputs = host_target(), channels_last(x), x.shape[1]
     transformed = torch.empty(POINTS**2 * inputs * outputs)
     sizes = {"C": inputs, "O": outputs, "NUM_BLOCKS": inputs}
     run_team(filters_code(target), WORDS, filters | sizes | {"FILTERS": transformed.data_ptr()})
