@@ -1,4 +1,4 @@
-"""Every network that the four course reports print, by name: printed figures beside recomputed counts.
+"""Every network that the four course reports print, and our own, by name: printed figures beside recomputed counts.
 
 Only what was printed is typed here; parameters and multiply-adds are always computed from the spec. A
 network that several tables print (``n4-b2-c64`` is in five sweeps) has an entry in each, since their
@@ -30,6 +30,7 @@ TABLES = {
     "r1-final": "R1, the final run (500 epochs)",
     "r2": "R2, ImprovedResNet",
     "r3": "R3, channel choice",
+    "ours": "fastresnet's own: built to reach a target soonest",
 }
 
 
@@ -284,4 +285,14 @@ def _r2_r3() -> Iterator[CatalogueEntry]:
         )
 
 
-CATALOGUE: tuple[CatalogueEntry, ...] = (*_r0(), *_r1_sweeps(), *_r1_joint(), *_r2_r3())
+def _ours() -> Iterator[CatalogueEntry]:
+    note = "eleven weight layers: a stem, and of each later stage a convolution, a max pool and a residual block"
+    yield CatalogueEntry(
+        name="fastresnet11",
+        spec=parse_slug("n4-b0,1,1,1-c48,64,128,256-maxpool"),
+        table="ours",
+        note=note,
+    )
+
+
+CATALOGUE: tuple[CatalogueEntry, ...] = (*_r0(), *_r1_sweeps(), *_r1_joint(), *_r2_r3(), *_ours())

@@ -28,8 +28,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"drop_last": False, "clip_grad_norm": 0.5, "schedule.name": "plateau", "schedule.metric": "loss"},
         {"limit_train": 97},
     ),
+    # An eps that outweighs rounding: by the usual one, a gradient of nothing but rounding makes a step of the whole lr.
     "lookahead": (
-        {"optimizer.name": "adamw", "optimizer.lr": 0.01, "optimizer.lookahead": {"k": 4}}
+        {"optimizer": {"name": "adamw", "lr": 0.01, "eps": 1e-3, "decay": "filters", "lookahead": {"k": 4}}}
         | {"mix": {"name": "mixup", "block": BATCH // 4}, "ema": None},
         {"loader": "resident", "val": 20},
     ),

@@ -32,7 +32,7 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
     assert lines[1] == f"data     tiny: 100 train, {TINY_TEST} test, 3 classes, 8x8"
     assert (
         lines[2]
-        == f"recipe   fast: 2 epochs of {STEPS} steps of 16, sgdn lr {load_recipe('fast').optimizer.lr:g}, seed 0"
+        == f"recipe   fast: 2 epochs of {STEPS} steps of 16, muon lr {load_recipe('fast').optimizer.lr:g}, seed 0"
     )
     assert (
         lines[3].startswith("device   ") and "loader numba, amp " in lines[3] and "compile off (" in lines[3]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastresnet.recipe import load_recipe
+from fastresnet.recipe_parts import Muon
 from fastresnet.schedule import build_schedule
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "fast.md").read_text()
@@ -24,13 +25,17 @@ def test_the_arithmetic_is_the_recipes(row: tuple[str, ...]) -> None:
     assert (schedule.num_steps, schedule.warmup_steps) == (steps, warmup)
     assert recipe.ema is not None
     assert 100 / (1 - recipe.ema.decay) / steps == pytest.approx(share, rel=0.05)
-    lr = recipe.optimizer.lr * sum(map(schedule.factor, range(schedule.num_steps)))
+    assert isinstance(recipe.optimizer, Muon)
+    lr = recipe.optimizer.other_lr * sum(map(schedule.factor, range(schedule.num_steps)))
     assert math.exp(-lr * recipe.optimizer.weight_decay) == pytest.approx(left, rel=0.05)
 
 
 def test_what_the_page_says_in_words() -> None:
     recipe = load_recipe("fast")
     assert len(ROWS) == 6
-    assert (recipe.batch_size, recipe.drop_last, recipe.optimizer.lr) == (128, True, 0.3)
-    assert recipe.optimizer.weight_decay == 0.0005 and recipe.schedule.name == "linear"
+    assert (recipe.batch_size, recipe.drop_last, recipe.schedule.name) == (128, True, "linear")
+    optimizer = recipe.optimizer
+    assert isinstance(optimizer, Muon) and optimizer.normalise_filters
+    assert (optimizer.lr, optimizer.other_lr, optimizer.weight_decay) == (0.06, 0.3, 0.0005)
+    assert math.degrees(math.atan(optimizer.lr)) == pytest.approx(3.4, abs=0.05)
     assert recipe.ema is not None and (recipe.ema.decay, recipe.ema.every, recipe.ema.ramp) == (0.99, 5, True)

@@ -392,14 +392,14 @@ def test_augmentations_come_in_the_reports_order() -> None:
 def test_fast_is_what_its_description_says() -> None:
     made = science("fast")
     wanted = {
-        "optimizer.name": "sgdn",
+        "optimizer.name": "muon",
         "optimizer.decay": "filters",
         "schedule.name": "linear",
         "schedule.end": 0.0,
         "augment.crop.mode": "reflect",
-        "augment.crop.padding": 4,
+        "augment.crop.padding": 2,
         "augment.flip": "alternating",
-        "init.zero_gamma": True,
+        "init.dirac": True,
     }
     assert {key: made[key] for key in wanted} == wanted
     assert FAST.loss.label_smoothing > 0

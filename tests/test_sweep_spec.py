@@ -130,10 +130,10 @@ def test_what_is_as_by_default_is_no_part_of_the_science() -> None:
     recipe = load_recipe("fast")
     written = science_of(recipe)
     assert "mix" not in written and "norm" not in written
-    assert written["optimizer"]["name"] == "sgdn" and "lookahead" not in written["optimizer"]
+    assert written["optimizer"]["name"] == "muon" and "lookahead" not in written["optimizer"]
     for key, value in {"norm.momentum": 0.2, "mix": {"name": "mixup"}, "optimizer.momentum": 0.8}.items():
         assert science_of(recipe.with_overrides({key: value})) != written, key
-    for key, value in {"norm.momentum": 0.1, "mix": "none", "optimizer.momentum": 0.9}.items():
+    for key, value in {"norm.momentum": 0.1, "mix": "none", "optimizer.momentum": 0.6}.items():
         assert science_of(recipe.with_overrides({key: value})) == written, key
 
 

@@ -40,7 +40,7 @@ def archs(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the reports' architectures with printed and true counts, or show one layer by layer."""
+    """List the reports' architectures with printed and true counts, and our own, or show one layer by layer."""
     if budget is not None or stages is not None or blocks is not None:
         if name is not None:
             raise UserError(f"give either a name ({name!r}) or --budget, --stages and --blocks")
@@ -155,7 +155,7 @@ def _show_one(name: str, as_json: bool) -> None:
     console.print_table(_layer_table(name, spec))
     console.print(f"slug {spec.slug}, depth {spec.depth}; for ten classes of 32x32 images")
     for entry in entries:
-        console.print(f"{TABLES[entry.table]}: {_printed(entry)}")
+        console.print(TABLES[entry.table] + ("" if entry.table == "ours" else f": {_printed(entry)}"))
     _print_remarks(console, list(entries))
 
 
