@@ -16,7 +16,7 @@ from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
 from fastresnet.engine.rehearsal import random_batches, warm_loaders
-from fastresnet.kernels.conv import model_obstacle
+from fastresnet.kernels.conv import model_obstacle, own_convs
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
 from fastresnet.loaders.protocol import Batch
@@ -35,7 +35,7 @@ CHANGE = {
     "compile": "+ compile",
     "kernels": "+ fused norms",
     "step": "+ our step",
-    "convs": "+ Winograd convolutions",
+    "convs": "+ our convolutions",
     "graphs": "+ CUDA graphs",
     OURS: "+ our loader",
 }
@@ -66,12 +66,14 @@ def ladder(
     spec = recipe.arch_spec()
     amp = resolve_amp(config.amp, device)
     kernels = "llvm" if device.type == "cpu" else TRITON_KERNELS[0]
+    convs = own_convs(device.type, amp)
+    model = build_model(spec, image_size=data.dataset.image_size)
     obstacles = {
         "channels-last": _why_not_channels_last(spec, device),
         "amp": None if amp != "off" else _why_no_amp(config),
         "compile": _why_not_compiled(config, device),
         "kernels": kernels_obstacle(kernels, device),
-        "convs": _why_not_winograd(recipe, data, device, amp),
+        "convs": model_obstacle(model, convs, device.type, amp),
         "graphs": None if device.type == "cuda" else "CUDA graphs are for GPUs",
     }
     steps: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ def ladder(
     }
     own: dict[str, dict[str, Any]] = {
         "step": {"loader": "torch", "workers": NUM_WORKERS, "convs": "direct", "graphs": "off"},
-        "convs": {"loader": "torch", "workers": NUM_WORKERS, "convs": "winograd", "graphs": "off"},
+        "convs": {"loader": "torch", "workers": NUM_WORKERS, "convs": convs, "graphs": "off"},
         "graphs": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "on"},
         OURS: {},
     }
@@ -136,11 +138,6 @@ def _why_not_compiled(config: RunConfig, device: torch.device) -> str | None:
     if config.compile == "off":
         return "--compile off; compiling takes minutes on a CPU" if device.type == "cpu" else "--compile off"
     return compiler_missing(device)
-
-
-def _why_not_winograd(recipe: Recipe, data: Data, device: torch.device, amp: str) -> str | None:
-    model = build_model(recipe.arch_spec(), image_size=data.dataset.image_size)
-    return model_obstacle(model, "winograd", device.type, amp)
 
 
 def our_loop(data: Data, recipe: Recipe, config: RunConfig) -> Loop:

@@ -286,7 +286,9 @@ def _r2_r3() -> Iterator[CatalogueEntry]:
 
 
 def _ours() -> Iterator[CatalogueEntry]:
-    note = "eleven weight layers: a stem, and of each later stage a convolution, a max pool and a residual block"
+    note = (
+        "eleven weight layers: a stem, and of each later stage a convolution, a max pool and a residual block"
+    )
     yield CatalogueEntry(
         name="fastresnet11",
         spec=parse_slug("n4-b0,1,1,1-c48,64,128,256-maxpool"),

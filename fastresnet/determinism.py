@@ -21,6 +21,7 @@ from fastresnet.engine.checkpoint import load_last
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
+from fastresnet.kernels.conv import own_convs
 from fastresnet.kernels.team import team_obstacle
 from fastresnet.loaders.dataset import Dataset, open_dataset
 from fastresnet.loaders.protocol import Loader
@@ -102,9 +103,8 @@ def examine_determinism(
             yield runs.resumed("resumed against straight, --deterministic", True, deterministic=True)
         elif team_obstacle() is None:
             say("the same, with code generated for this processor")
-            yield runs.resumed(
-                "resumed against straight, generated code", True, kernels="llvm", convs="winograd"
-            )
+            convs = own_convs("cpu", machine.resolve_amp("auto", chosen))
+            yield runs.resumed("resumed against straight, generated code", True, kernels="llvm", convs=convs)
         dataset = open_dataset(str(data))
         for backend in backend_names():
             if backend != REFERENCE:

@@ -64,6 +64,11 @@ def convs_obstacle(convs: str, device_type: str, amp: str) -> str | None:
     return None
 
 
+def own_convs(device_type: str, amp: str) -> str:
+    """Return which of CONVS is ours to try here: AMX's where it can be had, else Winograd's."""
+    return "winograd" if convs_obstacle("amx", device_type, amp) else "amx"
+
+
 def model_obstacle(model: nn.Module, convs: str, device_type: str, amp: str) -> str | None:
     """Return why no convolution of ``model`` can be done as ``convs`` says, or None where its channels let some be.
 
