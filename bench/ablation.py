@@ -77,8 +77,8 @@ class Factors:
         """Return the factors of a packaged name or a file, all of them or ``only`` those named.
 
         Raises:
-            UserError: not found, not TOML, or a key or value that is not allowed, with the file's line; no factor of
-                a name in ``only``; two of one name.
+            UserError: not found, not TOML, or, in a factor that is returned, a key or value that the base does not
+                allow, with the file's line; no factor of a name in ``only``; two of one name.
         """
         found = read_model("factor", FactorFile, name_or_path).factor
         where, text = source_name("factor", name_or_path), read_text("factor", name_or_path)
@@ -86,6 +86,8 @@ class Factors:
         for number, factor in enumerate(found):
             if factor.name in names[:number]:
                 raise at_line(where, text, ("factor", number, "name"), f"{factor.name} is listed twice")
+            if only and factor.name not in only:
+                continue
             try:
                 for key in NOT_A_FACTOR.keys() & factor.set.keys():
                     raise RefusedValue(f"{key} is no factor: {NOT_A_FACTOR[key]}", key)
@@ -114,21 +116,27 @@ class Factors:
             ]
         return found
 
-    def impossible(self, archs: Sequence[str], data: Data) -> dict[str, str]:
-        """Return why contestants cannot be trained on ``data``, by name: sizes of images that their network refuses.
+    def left_out(self, archs: Sequence[str], data: Data) -> dict[str, str]:
+        """Return why contestants are not trained on ``data``, by name.
+
+        Their network refuses the sizes of the images, or the base has what they set already.
 
         Raises:
-            UserError: a base cannot.
+            UserError: a base cannot be trained.
         """
         reasons = {}
         for contestant in self.contestants(archs):
             assert contestant.recipe is not None
+            base = self.base.with_overrides({"arch": contestant.recipe.arch})
+            is_base = contestant.name.endswith(f", {BASE}")
             try:
                 contestant.recipe.image_sizes(data.dataset.image_size)
             except UserError as error:
-                if contestant.name.endswith(f", {BASE}"):
+                if is_base:
                     raise
                 reasons[contestant.name] = str(error)
+            if not is_base and science_of(contestant.recipe) == science_of(base):
+                reasons[contestant.name] = "it changes nothing: the base has these values already"
         return reasons
 
     def told(self, archs: Sequence[str], data: Data) -> list[dict[str, Any]]:
@@ -151,8 +159,6 @@ class Factors:
 def _changed(base: Recipe, factor: Factor) -> Recipe:
     recipe = base.with_overrides(factor.set)
     recipe.arch_spec()
-    if science_of(recipe) == science_of(base):
-        raise UserError("it changes nothing: the base has these values already")
     return recipe
 
 

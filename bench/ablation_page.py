@@ -9,7 +9,7 @@ from typing import Any
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.ablation import BASE, Line, Table, expected_by_chance, tables
 from fastresnet.bench.board_page import commits_note, missing_notes, packing_notes
-from fastresnet.bench.record import write_record
+from fastresnet.bench.record import commands_told, write_record
 from fastresnet.words import counted
 
 HEADER = (
@@ -41,7 +41,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
-        + f"; `{record['command']}`.",
+        + f"; {commands_told(record)}.",
     ]
     if settings["set"]:
         lines += ["", f"The base is `{settings['recipe']}` with {_settings(settings['set'])}."]

@@ -58,12 +58,13 @@ class Row:
         name: an arch, a recipe that brings its own, or a peer.
         recipe: the recipe's name; None for a peer.
         science: what tells one recipe from another of the same name: a digest of it, arch and epochs included; a peer's
-            command.
+            command without folders of absolute paths.
         num_params: None for a peer.
         epochs: None for a peer.
         tta: what the final accuracy averages over.
         at_once: most trainings that ran beside each other, itself included.
         changes: keys of the recipe that were changed, as typed; ``science`` tells them from others already.
+        arch: of a recipe that brings its own, which ``science`` tells too.
     """
 
     name: str
@@ -74,13 +75,18 @@ class Row:
     tta: str
     at_once: int = 1
     changes: str = field(default="", compare=False)
+    arch: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
         """The row in words."""
         words = [self.name]
+        if self.arch:
+            words = [f"{self.name} ({self.arch}){self.changed}"]
+        elif self.recipe is not None:
+            words.append(f"{self.recipe}{self.changed}")
         if self.epochs is not None:
-            words += [f"{self.recipe}{self.changed}", f"{self.epochs} epochs"]
+            words.append(f"{self.epochs} epochs")
         if self.tta != "none":
             words.append(f"{self.tta} TTA")
         if self.at_once > 1:

@@ -10,7 +10,7 @@ from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
 from fastresnet.bench.board import FIGURE, SEARCH, Row, Summary, row_of, runs_of, standings
 from fastresnet.bench.comparison import Ratio, compare, find_row
-from fastresnet.bench.record import publishable, write_record
+from fastresnet.bench.record import commands_told, write_record
 from fastresnet.report.palette import LIGHT
 
 MARKS = {
@@ -49,7 +49,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
-        + f"; `{record['command']}`.",
+        + f"; {commands_told(record)}.",
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
@@ -100,7 +100,7 @@ def missing_notes(record: dict[str, Any]) -> list[str]:
     """Return the paragraphs that tell which rows failed, and why, and of which runs are missing."""
     lines = []
     for label, reason in record.get("failed", {}).items():
-        lines += ["", f"Failed when last tried: {label}, {publishable(reason).rstrip('.')}."]
+        lines += ["", f"Failed when last tried: {label}, {reason.rstrip('.')}."]
     if record["not_measured"]:
         lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
     return lines
@@ -128,7 +128,7 @@ def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
     tta = "".join(f", {kind} TTA" for kind in (row.tta, peer_tta) if kind != "none")
-    recipe = f" ({row.recipe}{row.changed})" if row.recipe is not None else " (its own clock)"
+    recipe = f" ({row.arch or row.recipe}{row.changed})" if row.recipe is not None else " (its own clock)"
     apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
     cells = [
@@ -172,7 +172,7 @@ def _peers(record: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{row.name}: {source}, {commit}. Its clock: {last['clock'].rstrip('.')}. Changed to run here: "
-            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{publishable(row.science)}`.",
+            f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{row.science}`.",
         ]
     return lines
 
@@ -197,7 +197,8 @@ def _comparison(record: dict[str, Any]) -> list[str]:
     ]
     for each in compare(record, against):
         half = "" if each.difference_half is None else f" ± {100 * each.difference_half:.2f}"
-        cells = [each.row.label, str(each.rounds or ""), _ratio(each.seconds), _ratio(each.cpu_s)]
+        seconds = _ratio(each.seconds) or "they did not take turns"
+        cells = [each.row.label, str(each.rounds or ""), seconds, _ratio(each.cpu_s)]
         lines.append(f"| {' | '.join([*cells, f'{100 * each.difference:+.2f}{half}'])} |")
     return [
         *lines,

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastresnet.assembly import Data, build_step, choose_machine
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.engine.listener import Listener, RunInfo
+from fastresnet.engine.machine import free_memory
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
@@ -49,7 +48,7 @@ def train_once(
         used_s = cpu_s() - listener.cpu_s
     finally:
         shutil.rmtree(runs_dir, ignore_errors=True)
-        torch.compiler.reset()  # the next network's graphs count against the same limit
+        free_memory()
     after = None if meter is None else meter.read()
     used = None if after is None or listener.joules is None else after - listener.joules
     return outcome(result) | {
@@ -122,6 +121,7 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
     found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
+    free_memory()
     sizes = recipe.image_sizes(data.dataset.image_size)
     # an evaluation is a third of a training step's work an image, at full size
     evaluating = len(test.members) / (3 * num_train * config.eval_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 import statistics
@@ -85,8 +86,15 @@ def _rounds(record: dict[str, Any], row: Row, against: Row) -> list[tuple[dict[s
     return [
         (one, other) if row_of(one) == row else (other, one)
         for one, other in itertools.pairwise(runs)
-        if row_of(one) != row_of(other) and one["seed"] == other["seed"]
+        if row_of(one) != row_of(other) and one["seed"] == other["seed"] and _follow(one, other)
     ]
+
+
+def _follow(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the other run began after the one, with a pause no longer than the one took, or a minute."""
+    began, then = (datetime.datetime.fromisoformat(run["started"]) for run in (one, other))
+    later_s = (then - began).total_seconds()
+    return 0 <= later_s <= one["process_s"] + max(60.0, one["process_s"])
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:

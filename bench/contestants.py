@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fastresnet.assembly import Data
 from fastresnet.bench.board import Row
 from fastresnet.bench.peers import Peer
+from fastresnet.bench.record import publishable
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.recipe import Recipe
 from fastresnet.sweep_cells import science_of
@@ -45,7 +46,7 @@ class Contestant:
             return Row(
                 name=self.name,
                 recipe=None,
-                science=self.peer.command,
+                science=publishable(self.peer.command),
                 num_params=None,
                 epochs=None,
                 tta="none",
@@ -61,6 +62,7 @@ class Contestant:
             tta=self.recipe.tta,
             at_once=at_once,
             changes=self.changes,
+            arch=self.recipe.arch if self.name == self.recipe.name else "",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastresnet.bench.record import ToMarkdown, check_page, load_record
+from fastresnet.bench.record import ToMarkdown, check_page, commands_of, load_record
 from fastresnet.errors import UserError
 from fastresnet.run import machine_difference
 
@@ -29,7 +29,7 @@ def earlier_record(path: Path, kind: str, to_markdown: ToMarkdown) -> dict[str, 
 
 
 def go_on(earlier: dict[str, Any], new: dict[str, Any], *, same_source: bool = True) -> dict[str, Any]:
-    """Return ``earlier``, to be added to under the conditions of ``new``, whose command it takes.
+    """Return ``earlier``, to be added to under the conditions of ``new``, whose command it takes beside its own.
 
     Both have ``settings``: what all figures of the record share. Unless ``same_source``, the commit may differ.
 
@@ -46,4 +46,5 @@ def go_on(earlier: dict[str, Any], new: dict[str, Any], *, same_source: bool = T
             difference = f"{name} was {before} and is {value}"
     if difference is not None:
         raise UserError(f"this record was begun under other conditions: {difference}; choose another --out")
-    return {**earlier, "command": new["command"]}
+    commands = dict.fromkeys([*commands_of(earlier), new["command"]])
+    return {**earlier, "command": new["command"], "commands": list(commands)}

@@ -174,7 +174,8 @@ class Suite:
     def _run(self, stage: Stage, work: Path) -> None:
         out = work / f"{stage.record}.json"
         minutes = max(0.0, (self.deadline - time.monotonic()) / 60)
-        command = [part.format(minutes=f"{minutes:.3f}", out=out) for part in stage.command]
+        filled = {"{minutes}": f"{minutes:.3f}", "{out}": str(out)}
+        command = [filled.get(part, part) for part in stage.command]
         self.tell(f"{stage.name} ...")
         start = time.monotonic()
         log = self.folder / LOG

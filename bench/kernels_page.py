@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
-from fastresnet.bench.record import write_record
+from fastresnet.bench.record import commands_told, write_record
 
 COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8", "llvm": "#3b7dd8"}
 
@@ -25,7 +25,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Fused batch norm, by shape",
         "",
-        f"{where['device_name']}, torch {where['torch']}, {record['date']}; `{record['command']}`.",
+        f"{where['device_name']}, torch {where['torch']}, {record['date']}; {commands_told(record)}.",
         f"A large copy moves {record['copy_bytes_per_s'] / 1e9:.1f} GB/s here; the share is the floor's bytes over the "
         "time, as a part of that.",
         f"Times are medians of {record['rounds'] * record['calls']} calls"

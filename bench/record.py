@@ -49,7 +49,7 @@ def _publishable(part: str) -> str:
     if re.match(r"[A-Za-z][\w+.-]*://", value):
         return f"{option}URL"
     leads_out = os.path.isabs(value) or os.path.normpath(value).split(os.sep)[0] == os.pardir
-    return option + (os.path.basename(value) if leads_out else value)
+    return publishable(option + (os.path.basename(value) if leads_out else value))
 
 
 def make_record(kind: str, device_name: str, threads: int, **content: Any) -> dict[str, Any]:
@@ -61,6 +61,16 @@ def make_record(kind: str, device_name: str, threads: int, **content: Any) -> di
         "environment": environment(device_name, threads),
         **content,
     }
+
+
+def commands_of(record: dict[str, Any]) -> list[str]:
+    """Return the commands that a record was made by, each once; of an earlier form it tells only the last."""
+    return record.get("commands", [record["command"]])
+
+
+def commands_told(record: dict[str, Any]) -> str:
+    """Return the commands that make a record again, as Markdown."""
+    return ", then ".join(f"`{command}`" for command in commands_of(record))
 
 
 def load_record(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class TextbookResNet(nn.Module):
         plain = spec.replace(blocks=spec.blocks, kernels=(), shortcut_kernels=(), stem=3, stem_channels=None)
         if (
             plain != spec
-            or spec.down != "stride"
+            or (spec.down, spec.head_pool) != ("stride", "average")
             or spec.block != "basic"
             or spec.activation != "relu"
             or any(vars(spec.dropout).values())

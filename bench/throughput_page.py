@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastresnet.bench.ladder import CHANGE, OURS, STUDENT
+from fastresnet.bench.record import commands_told
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -14,7 +15,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "# Training throughput",
         "",
         f"{where['device_name']} ({where['cores']} CPU cores, {where['threads']} threads), torch {where['torch']}, "
-        f"{record['date']}; {settings['dataset']}; `{record['command']}`.",
+        f"{record['date']}; {settings['dataset']}; {commands_told(record)}.",
         f"Medians of {settings['rounds']} rounds of {settings['steps']} steps, the rows in turn, each in its own "
         "process; least and most in brackets. A ratio is to the row before, the median of the rounds' own.",
         f"Matrix rate: {ceilings['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s, of a large {ceilings['dtype']} product; "

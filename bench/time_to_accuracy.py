@@ -28,6 +28,7 @@ from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s, train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
+from fastresnet.bench.record import publishable
 from fastresnet.bench.schedule_search import Found, Try, judge, next_try
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
@@ -92,6 +93,11 @@ class Board:
                 # Those measured do their steps as the runs will.
                 config = self.config.model_copy(update={"alike": self.runs})
                 settle(self.record, contestant.recipe, config, self.data, self.parallel, self.tell)
+
+    @property
+    def _is_settled(self) -> bool:
+        archs = {each.recipe.arch for each in self.contestants if each.recipe is not None}
+        return self.parallel == 1 or all(found_in(self.record, arch, self.parallel) for arch in archs)
 
     def row(self, contestant: Contestant) -> Row:
         """Return the contestant's line of the board, :meth:`settle` done."""
@@ -165,7 +171,8 @@ class Board:
         """
         meter = EnergyMeter(choose_machine(self.config).device)
         self.record["energy"] = (
-            meter.obstacle or "of the whole GPU, from the first step to the end of the run"
+            meter.obstacle
+            or "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
         )
         self._fill_at_once(runs_dir, out_of_time)
         while (jobs := self.jobs()) and not out_of_time():
@@ -178,7 +185,6 @@ class Board:
                     self._fail(job, str(error))
                 else:
                     self._add(run, job)
-        self.record["not_measured"] = [job.row.label for job in self.jobs()]
 
     def _begun(self, job: Job) -> dict[str, Any]:
         """Return what is known of a run before it is done."""
@@ -196,7 +202,11 @@ class Board:
         """Return one run, done with nothing beside it."""
         begun = self._begun(job)
         if job.contestant.peer is not None:
-            return begun | job.contestant.peer.run(job.seed)
+            before = meter.read()
+            found = job.contestant.peer.run(job.seed)
+            after = meter.read()
+            used = None if before is None or after is None else after - before
+            return begun | found | {"energy_j": used}
         assert job.contestant.recipe is not None
         config = self._config(job, self.config)
         return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
@@ -254,12 +264,14 @@ class Board:
 
     def _fail(self, job: Job, reason: str) -> None:
         self.failed.setdefault(job.row.label, f"{job.named}: {reason}")
-        self.record.setdefault("failed", {})[job.row.label] = self.failed[job.row.label]
+        self.record.setdefault("failed", {})[job.row.label] = publishable(self.failed[job.row.label])
         self.keep()
         self.tell(f"{job.row.label}, {job.named}: {reason}; its other runs are left out")
 
     def keep(self) -> None:
-        """Save the record, whole whatever signal comes meanwhile."""
+        """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
+        if self._is_settled:
+            self.record["not_measured"] = [job.row.label for job in self.jobs()]
         with held():
             self.save(self.record)
 
@@ -283,7 +295,10 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
         recipe, run_s = contestant.recipe, _known_s(board.record, row)
         if recipe is not None and board.search:
             # a bisection halves the epochs, and what is found is about half the longest
-            left = max(0, left) / 2 + 2 * recipe.epochs.bit_length() / 2
+            searched = sum(
+                run["role"] == SEARCH and row_of(run).name == contestant.name for run in board.record["runs"]
+            )
+            left = max(0, left) / 2 + max(0, recipe.epochs.bit_length() - searched / 2)
         if left <= 0:
             continue
         if run_s is None and recipe is not None:

@@ -18,11 +18,13 @@ from fastresnet.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from fastresnet.layers import Layer
 
-BlockKind = Literal["basic", "bottleneck"]
+BlockKind = Literal["basic", "bottleneck", "single"]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 Down = Literal["stride", "maxpool"]
+HeadPool = Literal["average", "max"]
 
-EXPANSION = {"basic": 1, "bottleneck": 4}  # output channels of a block over its width
+NUM_CONVS = {"basic": 2, "bottleneck": 3, "single": 1}  # on a block's longest path
+EXPANSION = {"basic": 1, "bottleneck": 4, "single": 1}  # output channels of a block over its width
 # Beyond these a typing error is likelier than a network; they also bound the time that counting takes.
 MAX_STAGES = 12
 MAX_BLOCKS = 1000
@@ -37,7 +39,7 @@ class Dropout:
 
     Attributes:
         head: before the linear layer.
-        block: inside each block, before its last convolution (basic: between the two).
+        block: inside each block, before its last convolution (basic: between the two; single: before the one).
         stage: after each stage.
     """
 
@@ -59,8 +61,8 @@ class ArchSpec:
 
     Stem (conv, BN, activation), then stages; stage 2 and later halve the map (rounding up), with stride 2 in
     their first block or before it, by a convolution with a 2x2 max pool, BN and activation. A block's shortcut is
-    a convolution and BN where stride or width changes, else the identity. Head: average pool PxP with stride P
-    (rounding down), flatten, linear.
+    a convolution and BN where stride or width changes, else the identity. Head: pool PxP with stride P (rounding
+    down), flatten, linear.
 
     Attributes:
         blocks: B, blocks of each stage; its length is N. A stage may have none where ``down`` is ``maxpool``.
@@ -71,10 +73,11 @@ class ArchSpec:
         pool: P, or None for the whole last map.
         stem: odd kernel of the first convolution, whose stride is 1.
         stem_channels: its width; None for that of the first stage (and stored so when they are equal).
-        block: ``basic`` (two FxF convolutions) or ``bottleneck``.
+        block: ``basic`` (two FxF convolutions), ``bottleneck`` or ``single`` (one FxF convolution).
         activation: after every BN but a shortcut's; leaky_relu has slope 0.01, gelu is the exact one.
         down: how the map is halved: ``stride``, as the reports do, or ``maxpool``, as Page's ResNet-9 does
             ("How to Train Your ResNet", 2018), whose convolutions all have stride 1.
+        head_pool: ``average``, as the reports do, or ``max``: what the pool before the linear layer takes.
         dropout: three probabilities.
 
     Raises:
@@ -91,6 +94,7 @@ class ArchSpec:
     block: BlockKind = "basic"
     activation: Activation = "relu"
     down: Down = "stride"
+    head_pool: HeadPool = "average"
     dropout: Dropout = field(default_factory=Dropout)
 
     def __post_init__(self) -> None:
@@ -135,6 +139,7 @@ class ArchSpec:
             )
         _one_of("block", self.block, get_args(BlockKind))
         _one_of("activation", self.activation, get_args(Activation))
+        _one_of("head_pool", self.head_pool, get_args(HeadPool))
         if not isinstance(self.dropout, Dropout):
             raise UserError(f"dropout is {self.dropout!r}; it must be a Dropout(head=, block=, stage=)")
 
@@ -147,7 +152,7 @@ class ArchSpec:
     def depth(self) -> int:
         """Convolutions on the longest path, and the linear layer: the number in names like ResNet-24."""
         before_blocks = self.num_stages if self.down == "maxpool" else 1
-        return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + before_blocks + 1
+        return NUM_CONVS[self.block] * sum(self.blocks) + before_blocks + 1
 
     @property
     def stem_width(self) -> int:
@@ -198,7 +203,7 @@ class ArchSpec:
         return tuple(sizes)
 
     def pooled_size(self, image_size: int = 32) -> int:
-        """Return the side of the map after the average pool.
+        """Return the side of the map after the head's pool.
 
         Raises:
             UserError: as :meth:`validate_for`.

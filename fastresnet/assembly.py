@@ -282,6 +282,7 @@ def build_step(
             dataset.image_size,
             zero_gamma=recipe.init.zero_gamma,
             dirac=recipe.init.dirac,
+            head_scale=recipe.init.head_scale,
             train_stem=recipe.init.whiten is None or not recipe.init.whiten.frozen,
             norm_momentum=recipe.norm.momentum,
             train_scale=recipe.norm.train_scale,

@@ -47,7 +47,12 @@ def list_layers(spec: ArchSpec, num_classes: int, image_size: int) -> list[Layer
     pooled = spec.pooled_size(image_size)
     window = side if spec.pool is None else spec.pool
     layers.append(
-        Layer(name="pool", kind="pool", detail=f"{window}x{window} average", shape=(inputs, pooled, pooled))
+        Layer(
+            name="pool",
+            kind="pool",
+            detail=f"{window}x{window} {spec.head_pool}",
+            shape=(inputs, pooled, pooled),
+        )
     )
     features = inputs * pooled**2
     layers += _dropout("dropout", spec.dropout.head, (features,))
@@ -84,12 +89,15 @@ def _block(
     if spec.block == "bottleneck":
         layers = _conv_norm(path + ".{}1", (inputs, width), 1, 1, before, act)
         layers += _conv_norm(path + ".{}2", (width, width), kernel, stride, side, act)
-        last, last_kernel = path + ".{}3", 1
-    else:
+        layers += _dropout(f"{path}.dropout", spec.dropout.block, (width, side, side))
+        layers += _conv_norm(path + ".{}3", (width, outputs), 1, 1, side, f"add, {act}")
+    elif spec.block == "basic":
         layers = _conv_norm(path + ".{}1", (inputs, width), kernel, stride, side, act)
-        last, last_kernel = path + ".{}2", kernel
-    layers += _dropout(f"{path}.dropout", spec.dropout.block, (width, side, side))
-    layers += _conv_norm(last, (width, outputs), last_kernel, 1, side, f"add, {act}")
+        layers += _dropout(f"{path}.dropout", spec.dropout.block, (width, side, side))
+        layers += _conv_norm(path + ".{}2", (width, outputs), kernel, 1, side, f"add, {act}")
+    else:
+        layers = _dropout(f"{path}.dropout", spec.dropout.block, (inputs, before, before))
+        layers += _conv_norm(path + ".{}1", (inputs, outputs), kernel, stride, side, f"add, {act}")
     if stride > 1 or inputs != outputs:
         kernel = spec.shortcut_kernels[stage]
         layers += _conv_norm(path + ".shortcut.{}", (inputs, outputs), kernel, stride, side, "")

@@ -136,6 +136,7 @@ def _groups(model: nn.Module, part: parts.Optimizer) -> list[dict[str, Any]]:
     bn_biases = {
         id(module.bias) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     }
+    head = {id(p) for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
     decoupled = getattr(part, "decoupled", False)
     muon = part if isinstance(part, parts.Muon) else None
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
@@ -143,7 +144,7 @@ def _groups(model: nn.Module, part: parts.Optimizer) -> list[dict[str, Any]]:
         if not p.requires_grad:
             continue
         orthogonal = muon is not None and p.ndim == 4
-        scale = part.bn_bias_lr_scale if id(p) in bn_biases else 1.0
+        scale = part.bn_bias_lr_scale if id(p) in bn_biases else part.head_lr_scale if id(p) in head else 1.0
         lr = (part.lr if muon is None or orthogonal else muon.other_lr) * scale
         # lr x decay is what pulls a weight to zero: a faster lr is not to decay it faster.
         decay = part.weight_decay / scale if part.decay == "all" or p.ndim > 1 else 0.0

@@ -62,6 +62,7 @@ class OptimizerPart(Part):
         weight_decay: per unit of lr.
         decay: which parameters decay: ``all``, or ``filters`` (convolution and linear weights only).
         bn_bias_lr_scale: multiplies the lr of BatchNorm biases; their lr x weight_decay stays as it was.
+        head_lr_scale: likewise of the last linear layer.
         lookahead: None for none.
     """
 
@@ -69,6 +70,7 @@ class OptimizerPart(Part):
     weight_decay: NonNegative = 0.0
     decay: Literal["all", "filters"] = "all"
     bn_bias_lr_scale: Positive = 1.0
+    head_lr_scale: Positive = 1.0
     lookahead: Lookahead | None = None
 
 
@@ -230,11 +232,14 @@ class Init(Part):
         zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1.
         dirac: the first min(in, out) filters of each spatial convolution inside stages start as identities (as in
             airbench); not those of stem and shortcuts.
+        head_scale: multiplies the last linear layer's first weights and biases. With ``optimizer.head_lr_scale`` its
+            square it has the effect of logits multiplied by it (as in airbench, by 1/9).
         whiten: None leaves the stem as it is drawn.
     """
 
     zero_gamma: bool = False
     dirac: bool = False
+    head_scale: Positive = 1.0
     whiten: Whiten | None = None
 
 

@@ -54,7 +54,7 @@ def sizes_by_epoch(phases: Sequence[Resize], epochs: int, spec: ArchSpec, image_
 
     Raises:
         UserError: a size that is not below the data set's or too small for the network, or a network that does not
-            average over its whole last map, so that its head fits one size alone.
+            pool its whole last map, so that its head fits one size alone.
     """
     sizes: list[int] = []
     for place, phase in enumerate(phases):
@@ -66,7 +66,7 @@ def sizes_by_epoch(phases: Sequence[Resize], epochs: int, spec: ArchSpec, image_
         whole = spec.replace(pool=None)
         if spec.pool not in (None, spec.map_sizes(image_size)[-1]):
             raise UserError(
-                f"resize needs a network that averages over its whole last map, and {spec.slug} pools "
+                f"resize needs a network that pools its whole last map, and {spec.slug} pools "
                 f"{spec.pool}x{spec.pool} of it; take --arch {whole.slug}, or resize=[]"
             )
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastresnet.arch import ArchSpec
+from fastresnet.arch import NUM_CONVS, ArchSpec
 from fastresnet.kernels.block_time import BlockShape
 from fastresnet.kernels.conv import Conv3x3
 from fastresnet.kernels.fusion import Activation
@@ -64,7 +64,7 @@ class PooledConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """What both blocks share: the shortcut, the dropout before the last convolution."""
+    """What all blocks share: the shortcut, the dropout before the last convolution."""
 
     def __init__(self, spec: ArchSpec, stage: int, inputs: int, stride: int, kernels: str) -> None:
         super().__init__()
@@ -114,6 +114,23 @@ class BasicBlock(_Block):
         return self._join(self.conv2(y), x)
 
 
+class SingleBlock(_Block):
+    """One FxF convolution, whose norm takes the shortcut."""
+
+    def _add_convs(
+        self, spec: ArchSpec, inputs: int, width: int, kernel: int, stride: int, kernels: str
+    ) -> None:
+        self.conv1 = _conv(inputs, width, kernel, stride)
+        self.norm1 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+
+    @property
+    def last_norm(self) -> BatchNormAct2d:
+        return self.norm1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._join(self.conv1(self.dropout(x)), x)
+
+
 class BottleneckBlock(_Block):
     """1x1, FxF and 1x1 convolutions, the last to four times the width."""
 
@@ -138,12 +155,19 @@ class BottleneckBlock(_Block):
         return self._join(self.conv3(y), x)
 
 
+BLOCKS: dict[str, type[_Block]] = {
+    "basic": BasicBlock,
+    "bottleneck": BottleneckBlock,
+    "single": SingleBlock,
+}
+
+
 class Stage(nn.Module):
     """What halves the map where blocks do not, the blocks of one stage, then its dropout."""
 
     def __init__(self, spec: ArchSpec, stage: int, inputs: int, kernels: str) -> None:
         super().__init__()
-        kind = BottleneckBlock if spec.block == "bottleneck" else BasicBlock
+        kind = BLOCKS[spec.block]
         outputs, stride = spec.outputs[stage], 2 if stage else 1
         self.down: nn.Module = nn.Identity()
         if stage and spec.down == "maxpool":
@@ -161,6 +185,13 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.dropout(x)
+
+
+class WholeMax(nn.Module):
+    """A map's greatest value, [B, C, H, W] to [B, C, 1, 1]; unlike torch's adaptive pool deterministic on a GPU too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.amax((2, 3), keepdim=True)
 
 
 class ResNet(nn.Module):
@@ -184,7 +215,10 @@ class ResNet(nn.Module):
         pooled = spec.pooled_size(image_size)
         # the whole map as a mean: one reduction that compilers fuse, and the same numbers
         window = last if spec.pool is None else spec.pool
-        self.pool = nn.AdaptiveAvgPool2d(1) if window == last else nn.AvgPool2d(window)
+        if spec.head_pool == "max":
+            self.pool: nn.Module = WholeMax() if window == last else nn.MaxPool2d(window)
+        else:
+            self.pool = nn.AdaptiveAvgPool2d(1) if window == last else nn.AvgPool2d(window)
         self.dropout = _dropout(spec.dropout.head)
         self.head = nn.Linear(spec.outputs[-1] * pooled**2, num_classes)
 
@@ -202,6 +236,7 @@ def build_model(
     *,
     zero_gamma: bool = False,
     dirac: bool = False,
+    head_scale: float = 1.0,
     train_stem: bool = True,
     norm_momentum: float = 0.1,
     train_scale: bool = True,
@@ -217,6 +252,7 @@ def build_model(
             shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
         dirac: start the first filters of every spatial convolution inside stages, but for those of shortcuts, as
             identities: of as many channels as it has of both inputs and outputs.
+        head_scale: multiplies the linear layer's first weights and biases.
         train_stem: whether the stem's filters require a gradient.
         norm_momentum: share of each batch in every norm's running statistics.
         train_scale: whether the norms' weights require a gradient.
@@ -231,13 +267,16 @@ def build_model(
         if isinstance(module, BatchNormAct2d):
             module.momentum = norm_momentum
             module.weight.requires_grad_(train_scale)
-        elif isinstance(module, BasicBlock | BottleneckBlock):
+        elif isinstance(module, _Block):
             if zero_gamma:
                 nn.init.zeros_(module.last_norm.weight)
             if dirac:
                 _pass_on(module)
         elif isinstance(module, PooledConvNorm) and dirac:
             _pass_on(module)
+    with torch.no_grad():
+        for p in model.head.parameters():
+            p.mul_(head_scale)
     model.stem.conv.weight.requires_grad_(train_stem)
     return model
 
@@ -270,8 +309,8 @@ def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[Block
                 channels=width * spec.expansion,
                 side=side,
                 repeats=spec.blocks[stage],
-                widths=(width, width) if bottleneck else (width,),
-                sizes=(1, kernel, 1) if bottleneck else (kernel, kernel),
+                widths=(width,) * (NUM_CONVS[spec.block] - 1),
+                sizes=(1, kernel, 1) if bottleneck else (kernel,) * NUM_CONVS[spec.block],
             )
         )
     return shapes

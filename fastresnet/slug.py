@@ -1,9 +1,10 @@
 """Slugs: one line of text for any :class:`~fastresnet.arch.ArchSpec`, and back.
 
-``n{N}-b{B}-c{C}[-f{F}][-k{K}][-p{P}][-stem{kernel}[x{channels}]][-bottleneck][-leaky_relu|-gelu|-silu]``
-``[-maxpool][-dh{p}][-db{p}][-ds{p}]``. B, C, F and K are one value or N values with commas; a single C doubles a stage,
-a single B, F or K repeats. Left out: F=3, K=1, global pooling, a 3x3 stem as wide as the first stage, basic
-blocks, ReLU, maps halved by stride, no dropout (before the head ``dh``, inside blocks ``db``, after stages ``ds``).
+``n{N}-b{B}-c{C}[-f{F}][-k{K}][-p{P}][-stem{kernel}[x{channels}]][-bottleneck|-single]``
+``[-leaky_relu|-gelu|-silu][-maxpool][-headmax][-dh{p}][-db{p}][-ds{p}]``. B, C, F and K are one value or N values with
+commas; a single C doubles a stage, a single B, F or K repeats. Left out: F=3, K=1, global pooling, a 3x3 stem as wide
+as the first stage, basic blocks, ReLU, maps halved by stride, the head's pool an average, no dropout (before the head
+``dh``, inside blocks ``db``, after stages ``ds``).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _TOKEN = re.compile(
     r"(?P<key>[nbcfkp])(?P<ints>\d{1,6}(?:,\d{1,6})*)"
     r"|stem(?P<stem>\d{1,6})(?:x(?P<stem_channels>\d{1,6}))?"
     r"|d(?P<place>[hbs])(?P<rate>\d*\.?\d+)"
-    r"|(?P<word>bottleneck|maxpool|" + "|".join(get_args(Activation)) + ")"
+    r"|(?P<word>bottleneck|single|maxpool|headmax|" + "|".join(get_args(Activation)) + ")"
 )
 _PLACES = {"h": "head", "b": "block", "s": "stage"}
 _FORM = (
-    "n{N}-b{B}-c{C} with any of -f{F} -k{K} -p{P} -stem{kernel}[x{channels}] -bottleneck -{activation} "
-    "-maxpool -dh{p} -db{p} -ds{p}"
+    "n{N}-b{B}-c{C} with any of -f{F} -k{K} -p{P} -stem{kernel}[x{channels}] -bottleneck -single "
+    "-{activation} -maxpool -headmax -dh{p} -db{p} -ds{p}"
 )
 
 
@@ -54,6 +55,8 @@ def format_slug(spec: ArchSpec) -> str:
         parts.append(spec.activation)
     if spec.down != "stride":
         parts.append(spec.down)
+    if spec.head_pool != "average":
+        parts.append("headmax")
     for letter, place in _PLACES.items():
         if rate := getattr(spec.dropout, place):
             # Decimal writes 1e-05 as 0.00001: an exponent's minus would read as a separator
@@ -113,6 +116,7 @@ def parse_slug(text: str) -> ArchSpec:
             block=given.get("block", "basic"),
             activation=given.get("activation", "relu"),
             down=given.get("down", "stride"),
+            head_pool=given.get("head_pool", "average"),
             dropout=Dropout(**{place: given.get("d" + letter, 0.0) for letter, place in _PLACES.items()}),
         )
     except UserError as error:
@@ -129,7 +133,9 @@ def _read(match: re.Match[str]) -> tuple[str, Any]:
     if "place" in found:
         return "d" + found["place"], float(found["rate"])
     word = found["word"]
-    return {"bottleneck": "block", "maxpool": "down"}.get(word, "activation"), word
+    if word == "headmax":
+        return "head_pool", "max"
+    return {"bottleneck": "block", "single": "block", "maxpool": "down"}.get(word, "activation"), word
 
 
 def _list(values: tuple[int, ...]) -> str:

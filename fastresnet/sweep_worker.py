@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from fastresnet.engine.fit import Interrupted
 from fastresnet.engine.listener import Listener
+from fastresnet.engine.machine import free_memory
 from fastresnet.errors import UserError
 from fastresnet.folder import CONFIG, RunInUse
 from fastresnet.run import RunConfig, RunResult
@@ -157,7 +154,7 @@ class Worker:
                 )
         finally:
             if not broke:  # a broken device would raise again, and this process ends
-                _free_memory()
+                free_memory()
         return None
 
     def _release(self, claim: Claim, reason: str) -> str:
@@ -247,12 +244,3 @@ class _Pruning:
             return
         if hopeless:
             raise _Hopeless(row["epoch"], split, accuracy)
-
-
-def _free_memory() -> None:
-    """Leave the next cell the GPU's memory, and room for its compiled code: a process keeps only so much."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
-    if torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()

@@ -33,8 +33,9 @@ def specs(draw: st.DrawFn, max_channels: int = 9, max_blocks: int = 3) -> ArchSp
         pool=draw(st.none() | st.integers(1, 32 >> (stages - 1))),
         stem=draw(odd),
         stem_channels=draw(st.none() | st.integers(1, max_channels)) if blocks[0] else None,
-        block=draw(st.sampled_from(["basic", "bottleneck"])),
+        block=draw(st.sampled_from(["basic", "bottleneck", "single"])),
         activation=draw(st.sampled_from(["relu", "leaky_relu", "gelu", "silu"])),
         down=down,
+        head_pool=draw(st.sampled_from(["average", "max"])),
         dropout=Dropout(head=draw(rate), block=draw(rate), stage=draw(rate)),
     )

@@ -76,9 +76,11 @@ class PlainResNet(nn.Module):
         *,
         stem: tuple[int, int],
         bottleneck: bool = False,
+        single: bool = False,
         activation: str = "relu",
         dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
         maxpool: bool = False,
+        head_max: bool = False,
         classes: int = 10,
     ) -> None:
         super().__init__()
@@ -98,18 +100,18 @@ class PlainResNet(nn.Module):
                 if bottleneck:
                     shapes = [(width, c, 1, 1), (c, c, k, stride), (c, 4 * c, 1, 1)]
                 else:
-                    shapes = [(width, c, k, stride), (c, c, k, 1)]
+                    shapes = [(width, c, k, stride), (c, c, k, 1)][: 1 if single else 2]
                 width = shapes[-1][1]
                 stage.append(PlainBlock(shapes, skip, activation, block_dropout))
             self.layers.append(stage)
-        self.pool = pool
+        self.pool, self.head_max = pool, head_max
         self.fc = nn.Linear(features, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.activation(self.bn(self.conv(x)))
         for stage in self.layers:
             x = F.dropout(stage(x), self.stage_dropout, self.training)
-        x = F.avg_pool2d(x, self.pool, stride=self.pool).flatten(1)
+        x = (F.max_pool2d if self.head_max else F.avg_pool2d)(x, self.pool, stride=self.pool).flatten(1)
         return self.fc(F.dropout(x, self.head_dropout, self.training))
 
 

@@ -80,6 +80,7 @@ def test_slug_round_trip(spec: ArchSpec) -> None:
         ("n4-b2,2,2,2-c64,128,256,512", "n4-b2-c64"),
         ("n2-b1-c8-f3-k1,1-stem3-relu", "n2-b1-c8"),
         ("c8-bottleneck-n2-gelu-b1", "n2-b1-c8-bottleneck-gelu"),
+        ("n2-headmax-maxpool-b1-single-c8", "n2-b1-c8-single-maxpool-headmax"),
         ("n2-b1-c8-stem5x8", "n2-b1-c8-stem5"),
         ("maxpool-n3-b0,1,1-c8", "n3-b0,1,1-c8-maxpool"),
         ("n2-b1-c8-f3,5-k1,3-stem1x4-dh.5-db0.20", "n2-b1-c8-f3,5-k1,3-stem1x4-dh0.5-db0.2"),

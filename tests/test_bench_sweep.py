@@ -83,10 +83,14 @@ def test_a_command_on_record_has_no_password_and_no_path(url: str, monkeypatch: 
         "--data=../up/j75",
         "--insert=docs/own.md",
         f"--storage={url}",
+        "--peer=it=/home/secret/env/bin/python run.py --seed {seed}",
+        "--peer",
+        "it=/home/secret/run.sh",
     ]
     monkeypatch.setattr("sys.argv", ["fastresnet", *arguments, "--cells", "C=2..4"])
     assert typed_command() == (
-        "fastresnet sweep my.toml --storage URL --data=j75 --data=j75 --insert=docs/own.md --storage=URL --cells C=2..4"
+        "fastresnet sweep my.toml --storage URL --data=j75 --data=j75 --insert=docs/own.md --storage=URL "
+        "'--peer=it=python run.py --seed {seed}' --peer it=run.sh --cells C=2..4"
     )
 
 

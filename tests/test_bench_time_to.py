@@ -302,6 +302,8 @@ def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any)
         "date": "2026-01-01",
         "curve": [],
         "git": "aaa",
+        "started": "2026-01-01T00:00:00+00:00",
+        "process_s": seconds,
     }
     return {"row": vars(row), "seed": seed, "accuracy": accuracy, "seconds": seconds} | plain | changes
 
@@ -446,6 +448,8 @@ def test_a_row_is_compared_round_by_round() -> None:
         run_of(ours, 1, 0.95, 6, cpu_s=12.0),
         run_of(ours, 2, 0.96, 3, cpu_s=6.0),
         run_of(theirs, 3, 0.925, 9, cpu_s=9.0, clock="x"),
+        run_of(theirs, 4, 0.925, 9, cpu_s=9.0, clock="x"),
+        run_of(ours, 4, 0.95, 6, cpu_s=12.0, started="2026-01-01T00:01:20+00:00"),  # a pause between
         *(run_of(later, seed, 0.9, 1) for seed in range(3)),  # on another day: no turns were taken
     ]
     record = record_of(runs, [ours, theirs, later], against="theirs")
@@ -458,10 +462,11 @@ def test_a_row_is_compared_round_by_round() -> None:
     assert found.difference == pytest.approx(0.025) and found.difference_half is not None
     assert (apart.row, apart.rounds, apart.seconds, apart.cpu_s) == (later, 0, None, None)
     page = to_markdown(record)
+    assert "| later, fast, 8 epochs |  | they did not take turns |  | " in page
     assert "Against theirs, of which a ratio below 1 is faster:" in page
     assert "| ours, fast, 8 epochs | 2 | 1.000 (" in page and "| +2.50 ± " in page
     del runs[0]["cpu_s"]
-    assert compare(record, theirs)[0].cpu_s is None and "(of 2 runs)" in to_markdown(record)
+    assert compare(record, theirs)[0].cpu_s is None and "(of 3 runs)" in to_markdown(record)
     packed = [run | {"row": vars(row("ours", at_once=2))} for run in runs if run["row"]["name"] == "ours"]
     beside = record_of([*packed, *runs[1:3]], [row("ours", at_once=2), theirs])
     assert compare(beside, theirs)[0].rounds == 0  # whose seconds are no latency
@@ -604,7 +609,9 @@ def test_a_long_board_says_so_before_it_starts(
     long = bench(*own, "--runs", "2")
     assert long.exit_code == 0
     assert "this will take about 13 min 20 s (2 runs, beside 1 row of unknown time)" in long.output
-    assert "will take" not in bench(*own, "--runs", "1").output
+    short = bench(*own, "--runs", "1").output  # but who knows of the other row
+    assert "this will take about 6 min 40 s (1 runs, beside 1 row of unknown time)" in short
+    assert "will take" not in bench(*own[:-2], "--runs", "1").output
     searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # 4 / 2 + 4 bits of epochs
     assert "about 40 min 00 s (6 runs" in searched.output
 

@@ -98,7 +98,7 @@ TRUE_PARAMS: dict[str, dict[str, int]] = {
     "r1-final": {"n3-b2-c85-p8": 4_895_755},
     "r2": {"improved-resnet": 4_903_082},
     "r3": {"resnet18-c42": 4_815_940, "resnet18-c64": 11_173_962, "resnet18-c80": 17_454_170},
-    "ours": {"fastresnet11": 1_951_226},
+    "ours": {"fastresnet8": 1_973_186},
 }
 
 # The rows whose printed count is not the true one: (table, name) -> printed.

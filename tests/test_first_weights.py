@@ -64,7 +64,13 @@ def drawn(slug: str, **options: Any) -> ResNet:
 
 
 @pytest.mark.parametrize(
-    "slug", ["n3-b2,1,1-c4,8,6-k1,3,1", "n2-b1-c4-f5-bottleneck", "n3-b0,1,0-c4,6,9-maxpool"]
+    "slug",
+    [
+        "n3-b2,1,1-c4,8,6-k1,3,1",
+        "n2-b1-c4-f5-bottleneck",
+        "n3-b0,1,0-c4,6,9-maxpool",
+        "n3-b1-c4,6,6-single",
+    ],
 )
 def test_dirac_passes_channels_on_in_stages_alone(slug: str) -> None:
     plain, made = drawn(slug).state_dict(), drawn(slug, dirac=True).state_dict()
@@ -201,7 +207,8 @@ def test_a_frozen_stem_keeps_its_patterns_and_they_are_on_the_clock(
 
 
 def test_a_stem_may_learn_from_its_patterns(data: Path, dataset: Dataset, runs: Path) -> None:
-    overrides = WHITE | {"init.whiten.frozen": False, "optimizer.lookahead": {"k": 100}, "optimizer.lr": 0.01}
+    sgd = {"name": "sgdn", "lr": 0.01, "decay": "filters", "lookahead": {"k": 100}}
+    overrides = WHITE | {"init.whiten.frozen": False, "optimizer": sgd}
     run = train_tiny(data, runs, overrides, seed=5)
     wanted = made(dataset, {"arch": "n1-b1-c60"}, num=50)
     for stem in stems(run):

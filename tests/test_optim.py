@@ -164,6 +164,19 @@ def test_faster_bn_biases_do_not_decay_faster() -> None:
     assert all(g["lr"] * g["weight_decay"] == pytest.approx(0.0005) for g in optimizer.param_groups)
 
 
+def test_the_heads_own_lr_does_not_decay_it_otherwise() -> None:
+    model = small_model()
+    optimizer = build_optimizer(
+        model, part(name="sgd", weight_decay=0.01, decay="filters", head_lr_scale=0.1)
+    )
+    by_param = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for p in model.parameters():
+        is_head = p is model[7].weight or p is model[7].bias
+        assert by_param[id(p)]["lr"] == pytest.approx(0.005 if is_head else 0.05)
+    decays = [by_param[id(model[i].weight)] for i in (0, 3, 7)]
+    assert all(g["lr"] * g["weight_decay"] == pytest.approx(0.0005) for g in decays)
+
+
 def test_decoupled_decay_shrinks_weights_outside_the_momentum() -> None:
     ours, plain = small_model(), small_model()
     train(ours, build_optimizer(ours, part(name="sgdn", weight_decay=0.1, decoupled=True)), range(5))

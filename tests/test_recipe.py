@@ -61,6 +61,7 @@ def test_another_optimizer_keeps_what_both_have() -> None:
         "weight_decay": 5e-4,
         "decay": "filters",
         "bn_bias_lr_scale": 1.0,
+        "head_lr_scale": 1.0,
         "lookahead": None,
         "betas": (0.9, 0.999),
         "eps": 1e-7,

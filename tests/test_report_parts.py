@@ -75,6 +75,7 @@ def test_counts_can_be_read_on_every_shade(kind: str, dark: bool) -> None:
         "n3-b3-c64-stem3x32-bottleneck-leaky_relu-db0.2-dh0.5",
         "n5-b1-c8",
         "n4-b0,1,6,0-c8-maxpool",
+        "n3-b2,1,6-c8-single",
     ],
 )
 def test_every_network_can_be_drawn(name: str) -> None:
@@ -90,7 +91,9 @@ def test_every_network_can_be_drawn(name: str) -> None:
         same_width = sum(width == spec.channels[stage] for width in spec.channels)
         if same_width == 1:
             halved = stage > 0 and spec.down == "maxpool"
-            assert texts.count(line) == drawn * (1 if spec.block == "bottleneck" else 2) + halved
+            assert (
+                texts.count(line) == drawn * {"basic": 2, "bottleneck": 1, "single": 1}[spec.block] + halved
+            )
         if blocks > 5:
             assert f"{blocks - 4} more" in texts
     if spec.down == "maxpool":

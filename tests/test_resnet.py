@@ -139,6 +139,51 @@ REFERENCES: list[tuple[str, int, dict[str, Any]]] = [
             "maxpool": True,
         },
     ),
+    (
+        "n3-b2,1,2-c4,6,6-f3,5,3-single-db0.3",  # maps halved in stages 2 and 3 by the blocks' only convolutions
+        18,
+        {
+            "blocks": [2, 1, 2],
+            "channels": [4, 6, 6],
+            "kernels": [3, 5, 3],
+            "skips": [1] * 3,
+            "pool": 5,
+            "features": 6,
+            "stem": (3, 4),
+            "single": True,
+            "dropout": (0.0, 0.3, 0.0),
+        },
+    ),
+    (
+        "n3-b0,1,1-c4,6,8-single-maxpool-headmax",
+        16,
+        {
+            "blocks": [0, 1, 1],
+            "channels": [4, 6, 8],
+            "kernels": [3] * 3,
+            "skips": [1] * 3,
+            "pool": 4,
+            "features": 8,
+            "stem": (3, 4),
+            "single": True,
+            "maxpool": True,
+            "head_max": True,
+        },
+    ),
+    (
+        "n2-b1-c4-p3-headmax",
+        16,  # of an 8x8 map: four windows
+        {
+            "blocks": [1, 1],
+            "channels": [4, 8],
+            "kernels": [3, 3],
+            "skips": [1, 1],
+            "pool": 3,
+            "features": 32,
+            "stem": (3, 4),
+            "head_max": True,
+        },
+    ),
 ]
 
 
@@ -226,12 +271,11 @@ def test_counts_of_the_whole_catalogue() -> None:
 
 
 def test_zero_gamma_makes_blocks_their_shortcuts() -> None:
-    for name in (SMALL, SMALL + "-bottleneck"):
+    for name, last in ((SMALL, "norm2"), (SMALL + "-bottleneck", "norm3"), (SMALL + "-single", "norm1")):
         model = build(name, zero_gamma=True)
         zeroed = {
             key for key, value in model.state_dict().items() if key.endswith("weight") and not value.any()
         }
-        last = "norm3" if name.endswith("bottleneck") else "norm2"
         assert zeroed == {f"stages.{i}.blocks.{j}.{last}.weight" for i, j in ((0, 0), (1, 0), (1, 1), (2, 0))}
         block = model.stages[1].blocks[1].eval()
         x = images(2).new_ones(2, block.conv1.in_channels, 8, 8)

@@ -105,7 +105,8 @@ def test_a_value_read_back_does_not_capture(data: Path) -> None:
     step.state.scaler = torch.amp.GradScaler("cpu")
     assert "loss scale" in str(graph_obstacle(step))
     # Torch's foreach SGD takes the lr to the host: the stand-in notices, as a capture would.
-    unfused = Made(data, {}, Way(graphs=True), capture=RecordedOps())
+    sgd = {"optimizer": {"name": "sgdn", "lr": 0.05}}
+    unfused = Made(data, sgd, Way(graphs=True), capture=RecordedOps())
     for group in unfused.step.state.optimizer.param_groups:
         group |= {"fused": False, "foreach": True}
     with pytest.raises(RuntimeError, match="stream is capturing"):

@@ -11,6 +11,7 @@ import torch
 
 from fastresnet.assembly import Data, Machine, build_step, train_loader_spec
 from fastresnet.augment import build_augment
+from fastresnet.bench.contestants import FINAL_ARCHS
 from fastresnet.bench.kernels import Case, Subject
 from fastresnet.bench.regression.conftest import NUM_TRAIN, Timed
 from fastresnet.catalogue import CATALOGUE
@@ -19,6 +20,7 @@ from fastresnet.engine.evaluate import EVAL_BATCH, evaluate
 from fastresnet.engine.rehearsal import random_batches
 from fastresnet.engine.step import TrainStep
 from fastresnet.engine.way import Way
+from fastresnet.kernels.conv import convs_obstacle
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.team import team_obstacle
 from fastresnet.loaders.protocol import Batch, LoaderSpec
@@ -26,6 +28,7 @@ from fastresnet.loaders.registry import open_loader
 from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig
 
+OURS = "fastresnet8"
 NINE = tuple(entry.name for entry in CATALOGUE if entry.table == "r0-table1")
 
 
@@ -99,21 +102,24 @@ def test_kernel(added: str, machine: Machine, timed: Timed) -> None:
     timed(Subject(case, kernels, machine.device).both)
 
 
-@pytest.mark.parametrize("arch", ["resnet8", *NINE])
+@pytest.mark.parametrize("arch", ["resnet8", *NINE, *FINAL_ARCHS, OURS])
 def test_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
     """A training step on one batch that stays on the device: augment, forward, backward, update, EMA."""
     timed(one_step(data, recipe.with_overrides({"arch": arch}), machine, Way()))
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet24"])
-def test_generated_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
-    """The same with the convolutions and norms that are generated for a CPU."""
+@pytest.mark.parametrize("convs", ["winograd", "amx"])
+@pytest.mark.parametrize("arch", ["resnet8", "resnet24", OURS])
+def test_generated_step(
+    arch: str, convs: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed
+) -> None:
+    """The same with the convolutions, norms and max pools that are generated for a CPU."""
     if machine.device.type != "cpu":
         pytest.skip("they are for CPUs")
-    obstacle = team_obstacle()
+    obstacle = team_obstacle() or convs_obstacle(convs, "cpu", machine.config.amp)
     if obstacle is not None:
         pytest.skip(obstacle)
-    way = Way(kernels="llvm", convs="winograd")
+    way = Way(kernels="llvm", convs=convs)
     timed(one_step(data, recipe.with_overrides({"arch": arch}), machine, way))
 
 

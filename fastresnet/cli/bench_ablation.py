@@ -130,7 +130,7 @@ def _open(
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}
     record = open_board_record(path, "ablation", to_markdown, own, opened, config, factors=[])
     told = factors.told(archs, opened)
-    left_out = factors.impossible(archs, opened)
+    left_out = factors.left_out(archs, opened)
     for label, reason in left_out.items():
         typer.echo(f"note: left out: {label}: {reason}", err=True)
     contestants = [each for each in contestants if each.name not in left_out]

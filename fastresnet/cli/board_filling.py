@@ -135,7 +135,7 @@ def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None
     if not board.jobs():
         return
     seconds, num_runs, unknown = estimate_s(board)
-    if seconds > LONG_BOARD_S:
+    if seconds > LONG_BOARD_S or unknown:
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         board.tell(
             f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "

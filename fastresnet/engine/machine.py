@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -160,3 +162,12 @@ def synchronise(device: torch.device) -> None:
     """Wait for a GPU's queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory() -> None:
+    """Leave others the GPU's memory, and the next network room for compiled code: a process keeps only so much."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

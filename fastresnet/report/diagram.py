@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
-from fastresnet.arch import ArchSpec
+from fastresnet.arch import NUM_CONVS, ArchSpec
 from fastresnet.layers import Layer
 from fastresnet.report.chart import Chart, colour, draw
 from fastresnet.words import counted
@@ -62,7 +62,7 @@ def network_diagram(spec: ArchSpec, num_classes: int, image_size: int, name: str
     )
     alt = (
         f"The network from the {image_size} by {image_size} image to {num_classes} logits, depth {spec.depth}: "
-        f"stem, then {stages}; then the average pool and the linear layer."
+        f"stem, then {stages}; then the {spec.head_pool} pool and the linear layer."
     )
 
     def paint(figure: Figure) -> None:
@@ -249,8 +249,8 @@ class _Painter:
     def _block_lines(self, stage: int) -> list[str]:
         kernel, width = self.spec.kernels[stage], self.spec.channels[stage]
         middle = f"{kernel}x{kernel}, {width}"
-        if self.spec.block == "basic":
-            return [middle, middle]
+        if self.spec.block != "bottleneck":
+            return [middle] * NUM_CONVS[self.spec.block]
         return [f"1x1, {width}", middle, f"1x1, {width * self.spec.expansion}"]
 
     def _box(self, left: float, low: float, width: float, height: float) -> None:
