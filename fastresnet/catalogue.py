@@ -286,7 +286,7 @@ def _r2_r3() -> Iterator[CatalogueEntry]:
 
 
 def _ours() -> Iterator[CatalogueEntry]:
-    note = "eight weight layers: a stem, and of each later stage a convolution, a max pool and a block of one convolution"
+    note = "eight weight layers: a stem, and in each later stage a convolution, a max pool and a one-convolution block"
     yield CatalogueEntry(
         name="fastresnet8",
         spec=parse_slug("n4-b0,1,1,1-c24,64,256,256-single-maxpool-headmax"),
