@@ -36,7 +36,7 @@ train: $(STAMP) ## train (DATA and ARGS are passed on)
 
 # A process a core, so one thread in each.
 test: $(STAMP) ## run the tests (ARGS is passed on, as in ARGS="-k order")
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0 $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 fuzz: $(STAMP) ## run the fuzzers with many examples (some minutes)
 	@FASTRESNET_FUZZ=2000 .venv/bin/python -m pytest $(wildcard tests/test_fuzz_*.py) $(ARGS)

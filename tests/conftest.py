@@ -31,6 +31,30 @@ settings.register_profile("fastresnet", deadline=None)
 settings.load_profile("fastresnet")
 
 
+# Files whose tests take longest: begun last, one of them would keep a single worker busy at the end.
+BEGUN_FIRST = (
+    *(
+        "test_distributed.py",
+        "test_compiled.py",
+        "test_sweep_killed.py",
+        "test_kill.py",
+        "test_bench_parallel.py",
+    ),
+    *(
+        "test_bench_time_to.py",
+        "test_bench_loaders.py",
+        "test_ways.py",
+        "test_sync_norm.py",
+        "test_torture.py",
+    ),
+    *("test_determinism.py", "test_postgres_sweep.py", "test_wheel.py", "test_sources.py", "test_augment.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)  # stable
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Call bytes by their parameter's name: a compressor may write the time, and all workers must collect the same."""
     return argname if isinstance(val, bytes) else None
