@@ -16,11 +16,17 @@ from typing import Any, get_args
 from fastresnet.arch import MAX_STAGES, Activation, ArchSpec, Dropout
 from fastresnet.errors import UserError
 
+_WORDS = {
+    "bottleneck": ("block", "bottleneck"),
+    "single": ("block", "single"),
+    "maxpool": ("down", "maxpool"),
+    "headmax": ("head_pool", "max"),
+}  # other words are activations
 _TOKEN = re.compile(
     r"(?P<key>[nbcfkp])(?P<ints>\d{1,6}(?:,\d{1,6})*)"
     r"|stem(?P<stem>\d{1,6})(?:x(?P<stem_channels>\d{1,6}))?"
     r"|d(?P<place>[hbs])(?P<rate>\d*\.?\d+)"
-    r"|(?P<word>bottleneck|single|maxpool|headmax|" + "|".join(get_args(Activation)) + ")"
+    r"|(?P<word>" + "|".join((*_WORDS, *get_args(Activation))) + ")"
 )
 _PLACES = {"h": "head", "b": "block", "s": "stage"}
 _FORM = (
@@ -133,9 +139,7 @@ def _read(match: re.Match[str]) -> tuple[str, Any]:
     if "place" in found:
         return "d" + found["place"], float(found["rate"])
     word = found["word"]
-    if word == "headmax":
-        return "head_pool", "max"
-    return {"bottleneck": "block", "single": "block", "maxpool": "down"}.get(word, "activation"), word
+    return _WORDS.get(word, ("activation", word))
 
 
 def _list(values: tuple[int, ...]) -> str:
