@@ -291,6 +291,23 @@ def test_a_signal_to_any_rank_stops_all_at_the_same_step(data: Path, tmp_path: P
     assert command == f"  torchrun --nproc-per-node 2 -m fastresnet train --resume {on}"
 
 
+def test_ranks_end_before_the_interpreter_is_torn_down_under_their_threads(
+    data: Path, tmp_path: Path
+) -> None:
+    program = """
+import atexit, os, pathlib
+atexit.register(pathlib.Path("torn down " + os.environ["RANK"]).touch)
+from fastresnet.cli.main import main
+main()
+"""
+    folder = tmp_path / "here"
+    with started(folder, 2, "-c", program, "train", *TINY, "--data", data, "--epochs", "1") as ranks:
+        codes, said, errors = ended(ranks)
+    assert (codes, errors) == ([0, 0], ["", ""])
+    assert "test accuracy" in said[0] and said[1] == ""
+    assert not list(folder.glob("torn down *"))
+
+
 def test_torchrun_starts_a_lost_rank_again_and_the_run_goes_on_by_itself(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()

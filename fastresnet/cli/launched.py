@@ -50,7 +50,11 @@ def refuse_ranks(command: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit; over several ranks without waiting for what a rank that is gone still holds up."""
+    """Exit; over several ranks without the interpreter's teardown.
+
+    It would wait for what a rank that is gone still holds up, and gloo's threads may outlive it, upon which the
+    process aborts.
+    """
     if read_launch().world_size > 1:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):

@@ -102,7 +102,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself
             _fail(error.format_message(), whole=True)
         _fail(_told(error))
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
 
 
 def _run() -> Any:
@@ -116,6 +116,8 @@ def _run() -> Any:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except SystemExit as end:
+        return end.code
 
 
 def _open_closed_streams() -> None:
