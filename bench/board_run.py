@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -45,7 +44,6 @@ def train_once(
     start, started = time.perf_counter(), datetime.datetime.now(datetime.UTC)
     try:
         result = train(recipe, config, runs_dir=runs_dir, listener=listener)
-        used_s = cpu_s() - listener.cpu_s
     finally:
         shutil.rmtree(runs_dir, ignore_errors=True)
         free_memory()
@@ -53,16 +51,9 @@ def train_once(
     used = None if after is None or listener.joules is None else after - listener.joules
     return outcome(result) | {
         "started": started.isoformat(timespec="seconds"),
-        "cpu_s": used_s,
         "energy_j": used,
         "process_s": time.perf_counter() - start,
     }
-
-
-def cpu_s() -> float:
-    """Return the CPU seconds of all threads of this process so far, and of the processes that it has waited for."""
-    waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + waited_for.ru_utime + waited_for.ru_stime
 
 
 def outcome(result: RunResult) -> dict[str, Any]:
@@ -75,6 +66,7 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "accuracy": result.test_accuracy if tta is None else tta,
         "accuracy_without_tta": result.test_accuracy,
         "seconds": before_s + clocks.train_s + clocks.eval_s,
+        "cpu_s": clocks.cpu_s,
         "crossing_s": None if crossing is None else clocks.move_s + crossing,
         "clocks": clocks.model_dump(),
         "machine": {name: getattr(result.config, name) for name in machine},
@@ -87,19 +79,17 @@ def outcome(result: RunResult) -> dict[str, Any]:
 
 
 class _Watch(Listener):
-    """Reads the counters of energy and CPU time when a run starts, and says now and then how far it is."""
+    """Reads the counter of energy when a run starts, and says now and then how far it is."""
 
     def __init__(self, label: str, meter: EnergyMeter | None, tell: Callable[[str], None]) -> None:
         self.label = label
         self.meter = meter
         self.tell = tell
         self.joules: float | None = None
-        self.cpu_s = 0.0
         self._told_at = time.monotonic()
 
     def on_start(self, info: RunInfo) -> None:
         self.joules = None if self.meter is None else self.meter.read()
-        self.cpu_s = cpu_s()
         self._epochs = info.recipe.epochs
 
     def on_epoch(self, row: dict[str, Any]) -> None:

@@ -124,6 +124,8 @@ class Clocks(BaseModel):
         between_s: evaluations between epochs and checkpoints: not counted in ``train_s``.
         eval_s: the final evaluation, with the TTA that is claimed.
         time_to_target_s: ``init_s`` and ``train_s`` when an evaluation first reached the target, plus that evaluation.
+        cpu_s: CPU seconds of all threads of this process (rank 0's, without a DataLoader's workers) during
+            ``init_s``, ``train_s`` and ``eval_s``.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -137,6 +139,13 @@ class Clocks(BaseModel):
     between_s: float = 0.0
     eval_s: float = 0.0
     time_to_target_s: float | None = None
+    cpu_s: float = 0.0
+
+    def charge(self, name: str, seconds: float, cpu_s: float) -> None:
+        """Add seconds to the clock called ``name``, and their CPU seconds where it is one that counts."""
+        setattr(self, name, getattr(self, name) + seconds)
+        if name in {"init_s", "train_s", "eval_s"}:
+            self.cpu_s += cpu_s
 
 
 class RunResult(BaseModel):

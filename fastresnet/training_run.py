@@ -63,9 +63,9 @@ class Run:
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         yield
-        setattr(self.clocks, name, getattr(self.clocks, name) + time.perf_counter() - start)
+        self.clocks.charge(name, time.perf_counter() - start, time.process_time() - cpu_start)
 
     def start(
         self, path: Path, init_from: str | None, recipe_file: dict[str, str] | None = None

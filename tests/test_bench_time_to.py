@@ -24,7 +24,7 @@ from tiny_runs import write_tiny
 from typer.testing import CliRunner, Result
 
 from fastresnet.arch import get_arch
-from fastresnet.bench import board_run, time_to_accuracy
+from fastresnet.bench import board_estimate, board_run, time_to_accuracy
 from fastresnet.bench.board import (
     Row,
     check_target,
@@ -603,7 +603,7 @@ def test_runs_of_a_row_come_by_seed() -> None:
 def test_a_long_board_says_so_before_it_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_to_accuracy, "measure_run_s", lambda recipe, config, data: 400.0)
+    monkeypatch.setattr(board_estimate, "measure_run_s", lambda recipe, config, data: 400.0)
     monkeypatch.setattr(time_to_accuracy.Board, "fill", lambda *_: None)
     own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--peer", "other=true")
     long = bench(*own, "--runs", "2")

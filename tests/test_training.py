@@ -31,6 +31,7 @@ from fastresnet.loaders.dataset import hold_out, open_dataset
 from fastresnet.report.facts import results_table
 from fastresnet.report.records import read_run
 from fastresnet.resnet import build_model
+from fastresnet.run import Clocks
 from fastresnet.training import train
 
 
@@ -152,9 +153,16 @@ def test_the_target_is_timed_at_its_first_crossing(data: Path, runs: Path) -> No
     assert never.clocks.time_to_target_s is None
 
 
+def test_cpu_seconds_are_counted_while_a_clock_that_counts_runs() -> None:
+    clocks = Clocks()
+    for name in ("build_s", "compile_s", "init_s", "train_s", "between_s", "train_s", "eval_s"):
+        clocks.charge(name, 1.0, 2.0)
+    assert (clocks.train_s, clocks.between_s, clocks.cpu_s) == (2.0, 1.0, 8.0)
+
+
 def test_every_clock_runs(data: Path, runs: Path) -> None:
     clocks = train(tiny_recipe(), tiny_config(data), runs_dir=runs).clocks
-    for name in ("data_s", "build_s", "compile_s", "train_s", "between_s", "eval_s"):
+    for name in ("data_s", "build_s", "compile_s", "train_s", "between_s", "eval_s", "cpu_s"):
         assert getattr(clocks, name) > 0, name
     assert clocks.move_s == 0  # numba reads the pack where it lies
     kept = train(tiny_recipe(), tiny_config(data, loader="resident"), runs_dir=runs).clocks

@@ -127,7 +127,7 @@ def complain_of_failures(board: Board, path: Path) -> None:
 
 
 def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
-    from fastresnet.bench.time_to_accuracy import estimate_s
+    from fastresnet.bench.board_estimate import estimate_s
     from fastresnet.run import duration
     from fastresnet.words import counted
 

@@ -120,7 +120,7 @@ class Fit:
     def _train_epoch(self) -> None:
         state = self.step.state
         device = state.sums.device
-        self._clock = time.perf_counter()
+        self._clock, self._cpu_clock = time.perf_counter(), time.process_time()
         self.step.augment.begin_epoch(self.step.seed, state.epoch, self.members, device)
         self.train.set_epoch(state.epoch, state.epoch_step)
         started, samples = time.perf_counter(), 0
@@ -155,10 +155,9 @@ class Fit:
 
     def _lap(self, clock: str) -> None:
         """Add the seconds since the last lap to a clock."""
-        now = time.perf_counter()
-        clocks = self.step.state.clocks
-        setattr(clocks, clock, getattr(clocks, clock) + now - self._clock)
-        self._clock = now
+        now, cpu_now = time.perf_counter(), time.process_time()
+        self.step.state.clocks.charge(clock, now - self._clock, cpu_now - self._cpu_clock)
+        self._clock, self._cpu_clock = now, cpu_now
 
     def _finish_epoch(self) -> None:
         state = self.step.state

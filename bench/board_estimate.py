@@ -1,0 +1,58 @@
+"""How long a board still takes, told before it is filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastresnet.bench.at_once import found_in
+from fastresnet.bench.board import SEARCH, Row, row_of, runs_of
+from fastresnet.bench.board_run import measure_run_s
+from fastresnet.bench.time_to_accuracy import Board
+from fastresnet.errors import UserError
+
+
+def estimate_s(board: Board) -> tuple[float, int, int]:
+    """Return about how many seconds the board still takes, of how many runs, and how many rows are not in it.
+
+    A row whose like has been run takes what that took; an arch of ours that has not is measured by a few steps on
+    random labels. Peers that have not been run are left out. A search is taken to need two runs a bisection.
+    """
+    total_s, num_runs, unknown = 0.0, 0, 0
+    epoch_s: dict[str, float] = {}
+    for contestant in board.contestants:
+        row = board.row(contestant)
+        left: float = board.runs - len(runs_of(board.record, row))
+        recipe, run_s = contestant.recipe, _known_s(board.record, row)
+        if recipe is not None and board.search:
+            # a bisection halves the epochs, and what is found is about half the longest
+            searched = sum(
+                run["role"] == SEARCH and row_of(run).name == contestant.name for run in board.record["runs"]
+            )
+            left = max(0, left) / 2 + max(0, recipe.epochs.bit_length() - searched / 2)
+        if left <= 0:
+            continue
+        if run_s is None and recipe is not None:
+            if recipe.arch not in epoch_s:
+                try:
+                    run_s = measure_run_s(recipe, board.config, board.data)
+                except UserError:  # which its run will say too, and stop its row
+                    unknown += 1
+                    continue
+                epoch_s[recipe.arch] = run_s / recipe.epochs
+            run_s = epoch_s[recipe.arch] * recipe.epochs
+            if row.at_once > 1:
+                found = found_in(board.record, recipe.arch, board.parallel)
+                assert found is not None
+                run_s *= found["ratio"]
+        if run_s is None:
+            unknown += 1
+            continue
+        total_s += left * run_s
+        num_runs += round(left)
+    return total_s, num_runs, unknown
+
+
+def _known_s(record: dict[str, Any], row: Row) -> float | None:
+    """Return what a run of a row adds to the board's wall clock: the mean in seconds, None where none was run."""
+    runs = runs_of(record, row)
+    return sum(run["process_s"] for run in runs) / len(runs) / row.at_once if runs else None
