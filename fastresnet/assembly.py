@@ -304,7 +304,7 @@ def build_step(
             bf16_products=chosen.amp_dtype == torch.bfloat16,
         ),
         schedule=build_schedule(recipe.schedule, recipe.epochs, steps_per_epoch),
-        ema=EmaModel(model, recipe.ema) if recipe.ema else None,
+        ema=EmaModel(model, recipe.ema, recipe.epochs * steps_per_epoch) if recipe.ema else None,
         scaler=torch.amp.GradScaler(device.type) if chosen.amp_dtype == torch.float16 else None,
         sums=torch.zeros(3, dtype=torch.float64, device=device),
         first_bad_step=torch.tensor(-1, device=device),

@@ -195,16 +195,21 @@ class Ema(Part):
         decay: kept per step.
         every: steps between updates; an update keeps ``decay ** every``.
         ramp: keep no more than (1 + n) / (10 + n) at update n, so that a short run forgets its first weights.
+        lookahead: the weights go on from the average, of which update n of N keeps ((n + 1) / N) ** 3 of what it
+            else would: airbench's Lookahead (Jordan 2024). Zhang's own is the optimizer's.
     """
 
     decay: float = Field(gt=0, lt=1)
     every: int = Field(default=1, ge=1)
     ramp: bool = True
+    lookahead: bool = False
 
-    def keep(self, update: int) -> float:
-        """Return the share of the average that update number ``update`` (from 0) keeps."""
+    def keep(self, update: int, num_updates: int) -> float:
+        """Return the share of the average that update number ``update`` (from 0) of ``num_updates`` keeps."""
         kept = self.decay**self.every
-        return min(kept, (1 + update) / (10 + update)) if self.ramp else kept
+        if self.ramp:
+            kept = min(kept, (1 + update) / (10 + update))
+        return kept * ((update + 1) / num_updates) ** 3 if self.lookahead else kept
 
 
 class Whiten(Part):
@@ -229,7 +234,7 @@ class Init(Part):
     """How weights start; torch's own way where nothing is said.
 
     Attributes:
-        zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1.
+        zero_gamma: the last BatchNorm of each residual branch starts at 0, else at 1; not for plain blocks.
         dirac: the first min(in, out) filters of each spatial convolution inside stages start as identities (as in
             airbench); not those of stem and shortcuts.
         head_scale: multiplies the last linear layer's first weights and biases. With ``optimizer.head_lr_scale`` its

@@ -84,6 +84,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "decoupled decay, cutmix, augmentations": {"optimizer.decoupled": True, "optimizer.decay": "all"}
     | {
         "ema.every": 1,
+        "ema.lookahead": True,
         "mix": {"name": "cutmix", "block": 2},
         "augment.ops": [{"name": "rotation", "degrees": 9}],
     },

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import STEPS, tiny_config, tiny_recipe, write_tiny
+from tiny_runs import STEPS, assert_same_bits, tiny_config, tiny_recipe, write_tiny
 from torch import nn
 
 from fastresnet.arch import get_arch
@@ -28,12 +28,18 @@ from fastresnet.resnet import build_model
 
 @settings(max_examples=30)
 @given(
-    decay=st.floats(0.01, 0.999), every=st.integers(1, 4), ramp=st.booleans(), num_steps=st.integers(1, 30)
+    decay=st.floats(0.01, 0.999),
+    every=st.integers(1, 4),
+    ramp=st.booleans(),
+    lookahead=st.booleans(),
+    num_steps=st.integers(1, 30),
 )
-def test_the_average_is_the_formulas(decay: float, every: int, ramp: bool, num_steps: int) -> None:
+def test_the_average_is_the_formulas(
+    decay: float, every: int, ramp: bool, lookahead: bool, num_steps: int
+) -> None:
     """Parameters and BatchNorm statistics: kept * average + (1 - kept) * weights, at every ``every``-th step."""
     source = nn.BatchNorm1d(3)
-    ema = EmaModel(source, Ema(decay=decay, every=every, ramp=ramp))
+    ema = EmaModel(source, Ema(decay=decay, every=every, ramp=ramp, lookahead=lookahead), num_steps)
     generator = torch.Generator().manual_seed(num_steps)
     wanted = {key: value.double() for key, value in source.state_dict().items()}
     updates = 0
@@ -43,15 +49,18 @@ def test_the_average_is_the_formulas(decay: float, every: int, ramp: bool, num_s
                 tensor.copy_(torch.rand(3, generator=generator))
         assert ema.is_due(step) == ((step + 1) % every == 0)
         if ema.is_due(step):
+            now = {key: value.clone() for key, value in source.state_dict().items()}
             share = ema.share(ema.updates)
             ema.move(torch.tensor(share) if step % 2 else share)  # a captured step reads it on the device
             ema.updates += 1
             kept = decay**every
             if ramp:
                 kept = min(kept, (1 + updates) / (10 + updates))
-            now = source.state_dict()
-            wanted = {key: kept * value + (1 - kept) * now[key].double() for key, value in wanted.items()}
             updates += 1
+            if lookahead:
+                kept *= (updates / (num_steps // every)) ** 3
+            wanted = {key: kept * value + (1 - kept) * now[key].double() for key, value in wanted.items()}
+            assert_same_bits(source.state_dict(), ema.model.state_dict() if lookahead else now)
     assert ema.updates == updates
     for key, value in ema.model.state_dict().items():
         if key != "num_batches_tracked":

@@ -22,13 +22,19 @@ from fastresnet.toml_model import shown_value
 class EmaModel:
     """An exponential moving average of a model's parameters and floating-point buffers.
 
+    Args:
+        source: the model.
+        part: how it is averaged.
+        num_steps: of the whole run.
+
     Attributes:
         model: a copy of the module that holds the average, ready to be evaluated.
         updates: how many updates it has seen.
     """
 
-    def __init__(self, source: nn.Module, part: Ema) -> None:
+    def __init__(self, source: nn.Module, part: Ema, num_steps: int) -> None:
         self.part = part
+        self._num_updates = max(1, num_steps // part.every)  # a warm-up averages, however short the run
         self.model = copy.deepcopy(source).requires_grad_(False)
         self.updates = 0
         # The copy is made before compilation, so both lists hold the same tensors for the whole run.
@@ -41,12 +47,13 @@ class EmaModel:
 
     def share(self, update: int) -> float:
         """Return the share of the new weights in update number ``update`` (from 0)."""
-        return 1 - self.part.keep(update)
+        return 1 - self.part.keep(update, self._num_updates)
 
     @torch.no_grad()
     def move(self, share: float | torch.Tensor) -> None:
-        """Move the average to the weights by ``share`` of the way; the caller counts the update.
+        """Move the average to the weights by ``share`` of the way, and with Lookahead the weights to the average.
 
+        The caller counts the update.
         The share may be a scalar tensor, for a step that is compiled or captured with it.
         """
         if isinstance(share, torch.Tensor):
@@ -55,6 +62,8 @@ class EmaModel:
             torch._foreach_add_(self._average, difference)
         else:
             torch._foreach_lerp_(self._average, self._source, share)
+        if self.part.lookahead:
+            torch._foreach_copy_(self._source, self._average)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "updates": self.updates}
