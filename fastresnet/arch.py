@@ -18,13 +18,13 @@ from fastresnet.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from fastresnet.layers import Layer
 
-BlockKind = Literal["basic", "bottleneck", "single"]
+BlockKind = Literal["basic", "bottleneck", "plain"]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 Down = Literal["stride", "maxpool"]
 HeadPool = Literal["average", "max"]
 
-NUM_CONVS = {"basic": 2, "bottleneck": 3, "single": 1}  # on a block's longest path
-EXPANSION = {"basic": 1, "bottleneck": 4, "single": 1}  # output channels of a block over its width
+NUM_CONVS = {"basic": 2, "bottleneck": 3, "plain": 1}  # on a block's longest path
+EXPANSION = {"basic": 1, "bottleneck": 4, "plain": 1}  # output channels of a block over its width
 # Beyond these a typing error is likelier than a network; they also bound the time that counting takes.
 MAX_STAGES = 12
 MAX_BLOCKS = 1000
@@ -39,7 +39,7 @@ class Dropout:
 
     Attributes:
         head: before the linear layer.
-        block: inside each block, before its last convolution (basic: between the two; single: before the one).
+        block: inside each block, before its last convolution (basic: between the two; plain: before the one).
         stage: after each stage.
     """
 
@@ -61,8 +61,8 @@ class ArchSpec:
 
     Stem (conv, BN, activation), then stages; stage 2 and later halve the map (rounding up), with stride 2 in
     their first block or before it, by a convolution with a 2x2 max pool, BN and activation. A block's shortcut is
-    a convolution and BN where stride or width changes, else the identity. Head: pool PxP with stride P (rounding
-    down), flatten, linear.
+    a convolution and BN where stride or width changes, else the identity; plain blocks have none. Head: pool PxP
+    with stride P (rounding down), flatten, linear.
 
     Attributes:
         blocks: B, blocks of each stage; its length is N. A stage may have none where ``down`` is ``maxpool``.
@@ -73,7 +73,7 @@ class ArchSpec:
         pool: P, or None for the whole last map.
         stem: odd kernel of the first convolution, whose stride is 1.
         stem_channels: its width; None for that of the first stage (and stored so when they are equal).
-        block: ``basic`` (two FxF convolutions), ``bottleneck`` or ``single`` (one FxF convolution).
+        block: ``basic`` (two FxF convolutions), ``bottleneck`` or ``plain`` (one FxF convolution, no shortcut).
         activation: after every BN but a shortcut's; leaky_relu has slope 0.01, gelu is the exact one.
         down: how the map is halved: ``stride``, as the reports do, or ``maxpool``, as Page's ResNet-9 does
             ("How to Train Your ResNet", 2018), whose convolutions all have stride 1.
@@ -138,6 +138,10 @@ class ArchSpec:
                 "it puts out what the stem does; leave stem_channels out"
             )
         _one_of("block", self.block, get_args(BlockKind))
+        if self.block == "plain" and set(self.shortcut_kernels) != {1}:
+            raise UserError(
+                f"shortcut_kernels (K) is {self.shortcut_kernels} and plain blocks have no shortcuts; leave it out"
+            )
         _one_of("activation", self.activation, get_args(Activation))
         _one_of("head_pool", self.head_pool, get_args(HeadPool))
         if not isinstance(self.dropout, Dropout):
@@ -251,7 +255,7 @@ class ArchSpec:
 def widest_under(
     budget: int, stages: int, blocks: int | Sequence[int], *, num_classes: int = 10, image_size: int = 32
 ) -> ArchSpec:
-    """Return the widest plain spec with at most ``budget`` parameters: F=3, K=1, C doubles a stage, global pooling.
+    """Return the widest spec with at most ``budget`` parameters: basic blocks, F=3, K=1, C doubling, global pooling.
 
     Raises:
         UserError: not even one channel fits, or ``stages`` or ``blocks`` is out of range.
@@ -260,8 +264,8 @@ def widest_under(
     counts = (blocks,) * stages if isinstance(blocks, int) else tuple(blocks)
     if len(counts) != stages:
         raise UserError(f"blocks has {len(counts)} values for {stages} stages; give 1 value or {stages}")
-    plain = ArchSpec(blocks=counts, channels=(1,) * stages)
-    return widest_like(plain, budget, num_classes=num_classes, image_size=image_size)
+    template = ArchSpec(blocks=counts, channels=(1,) * stages)
+    return widest_like(template, budget, num_classes=num_classes, image_size=image_size)
 
 
 def widest_like(template: ArchSpec, budget: int, *, num_classes: int = 10, image_size: int = 32) -> ArchSpec:

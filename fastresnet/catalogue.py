@@ -286,10 +286,13 @@ def _r2_r3() -> Iterator[CatalogueEntry]:
 
 
 def _ours() -> Iterator[CatalogueEntry]:
-    note = "eight weight layers: a stem, and in each later stage a convolution, a max pool and a one-convolution block"
+    note = (
+        "eight weight layers without shortcuts: a stem, and in each later stage a convolution, a max pool and a "
+        "convolution"
+    )
     yield CatalogueEntry(
         name="fastresnet8",
-        spec=parse_slug("n4-b0,1,1,1-c24,64,256,256-single-maxpool-headmax"),
+        spec=parse_slug("n4-b0,1,1,1-c24,64,256,256-plain-maxpool-headmax"),
         table="ours",
         note=note,
     )

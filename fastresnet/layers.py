@@ -97,7 +97,7 @@ def _block(
         layers += _conv_norm(path + ".{}2", (width, outputs), kernel, 1, side, f"add, {act}")
     else:
         layers = _dropout(f"{path}.dropout", spec.dropout.block, (inputs, before, before))
-        layers += _conv_norm(path + ".{}1", (inputs, outputs), kernel, stride, side, f"add, {act}")
+        return layers + _conv_norm(path + ".{}1", (inputs, outputs), kernel, stride, side, act)
     if stride > 1 or inputs != outputs:
         kernel = spec.shortcut_kernels[stage]
         layers += _conv_norm(path + ".shortcut.{}", (inputs, outputs), kernel, stride, side, "")

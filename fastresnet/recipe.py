@@ -112,9 +112,15 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _arch_is_known(self) -> Recipe:
         try:
-            self.arch_spec()
+            spec = self.arch_spec()
         except UserError as error:
             raise Conflict(str(error), "arch") from None
+        if self.init.zero_gamma and spec.block == "plain":
+            raise Conflict(
+                f"the blocks of {self.arch} have no shortcuts, so with init.zero_gamma nothing would pass them; set "
+                "it to false",
+                *("init", "zero_gamma"),
+            )
         return self
 
     def arch_spec(self) -> ArchSpec:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastresnet.arch import NUM_CONVS, ArchSpec
+from fastresnet.errors import UserError
 from fastresnet.kernels.block_time import BlockShape
 from fastresnet.kernels.conv import Conv3x3
 from fastresnet.kernels.fusion import Activation
@@ -64,7 +65,7 @@ class PooledConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """What all blocks share: the shortcut, the dropout before the last convolution."""
+    """What blocks with a shortcut share: it, and the dropout before the last convolution."""
 
     def __init__(self, spec: ArchSpec, stage: int, inputs: int, stride: int, kernels: str) -> None:
         super().__init__()
@@ -114,23 +115,6 @@ class BasicBlock(_Block):
         return self._join(self.conv2(y), x)
 
 
-class SingleBlock(_Block):
-    """One FxF convolution, whose norm takes the shortcut."""
-
-    def _add_convs(
-        self, spec: ArchSpec, inputs: int, width: int, kernel: int, stride: int, kernels: str
-    ) -> None:
-        self.conv1 = _conv(inputs, width, kernel, stride)
-        self.norm1 = BatchNormAct2d(width, spec.activation, kernels=kernels)
-
-    @property
-    def last_norm(self) -> BatchNormAct2d:
-        return self.norm1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._join(self.conv1(self.dropout(x)), x)
-
-
 class BottleneckBlock(_Block):
     """1x1, FxF and 1x1 convolutions, the last to four times the width."""
 
@@ -155,10 +139,24 @@ class BottleneckBlock(_Block):
         return self._join(self.conv3(y), x)
 
 
-BLOCKS: dict[str, type[_Block]] = {
+class PlainBlock(nn.Module):
+    """One FxF convolution, without a shortcut."""
+
+    def __init__(self, spec: ArchSpec, stage: int, inputs: int, stride: int, kernels: str) -> None:
+        super().__init__()
+        width = spec.channels[stage]
+        self.dropout = _dropout(spec.dropout.block)
+        self.conv1 = _conv(inputs, width, spec.kernels[stage], stride)
+        self.norm1 = BatchNormAct2d(width, spec.activation, kernels=kernels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm1(self.conv1(self.dropout(x)))
+
+
+BLOCKS: dict[str, type[_Block | PlainBlock]] = {
     "basic": BasicBlock,
     "bottleneck": BottleneckBlock,
-    "single": SingleBlock,
+    "plain": PlainBlock,
 }
 
 
@@ -249,7 +247,7 @@ def build_model(
         num_classes: length of the logits.
         image_size: side of the square images, in pixels; with a fixed P it decides the head's size.
         zero_gamma: start the last norm's weight of every block at zero, so that blocks begin as their
-            shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017).
+            shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 2017); plain blocks have none.
         dirac: start the first filters of every spatial convolution inside stages, but for those of shortcuts, as
             identities: of as many channels as it has of both inputs and outputs.
         head_scale: multiplies the linear layer's first weights and biases.
@@ -259,20 +257,22 @@ def build_model(
         kernels: implementation of :class:`BatchNormAct2d`; with ``llvm`` max pools are in generated code too.
 
     Raises:
-        UserError: the spec does not take this image size, fewer than 2 classes, or unknown kernels.
+        UserError: the spec does not take this image size, fewer than 2 classes, unknown kernels, or ``zero_gamma``
+            of plain blocks.
     """
     spec.layers(num_classes, image_size)
+    if zero_gamma and spec.block == "plain":
+        raise UserError(
+            "plain blocks have no shortcuts, so with zero_gamma nothing would pass them; leave it out"
+        )
     model = ResNet(spec, num_classes, image_size, kernels)
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
             module.momentum = norm_momentum
             module.weight.requires_grad_(train_scale)
-        elif isinstance(module, _Block):
-            if zero_gamma:
-                nn.init.zeros_(module.last_norm.weight)
-            if dirac:
-                _pass_on(module)
-        elif isinstance(module, PooledConvNorm) and dirac:
+        if isinstance(module, _Block) and zero_gamma:
+            nn.init.zeros_(module.last_norm.weight)
+        if isinstance(module, _Block | PlainBlock | PooledConvNorm) and dirac:
             _pass_on(module)
     with torch.no_grad():
         for p in model.head.parameters():
@@ -311,6 +311,7 @@ def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[Block
                 repeats=spec.blocks[stage],
                 widths=(width,) * (NUM_CONVS[spec.block] - 1),
                 sizes=(1, kernel, 1) if bottleneck else (kernel,) * NUM_CONVS[spec.block],
+                joins=spec.block != "plain",
             )
         )
     return shapes

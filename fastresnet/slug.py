@@ -1,6 +1,6 @@
 """Slugs: one line of text for any :class:`~fastresnet.arch.ArchSpec`, and back.
 
-``n{N}-b{B}-c{C}[-f{F}][-k{K}][-p{P}][-stem{kernel}[x{channels}]][-bottleneck|-single]``
+``n{N}-b{B}-c{C}[-f{F}][-k{K}][-p{P}][-stem{kernel}[x{channels}]][-bottleneck|-plain]``
 ``[-leaky_relu|-gelu|-silu][-maxpool][-headmax][-dh{p}][-db{p}][-ds{p}]``. B, C, F and K are one value or N values with
 commas; a single C doubles a stage, a single B, F or K repeats. Left out: F=3, K=1, global pooling, a 3x3 stem as wide
 as the first stage, basic blocks, ReLU, maps halved by stride, the head's pool an average, no dropout (before the head
@@ -18,7 +18,7 @@ from fastresnet.errors import UserError
 
 _WORDS = {
     "bottleneck": ("block", "bottleneck"),
-    "single": ("block", "single"),
+    "plain": ("block", "plain"),
     "maxpool": ("down", "maxpool"),
     "headmax": ("head_pool", "max"),
 }  # other words are activations
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 )
 _PLACES = {"h": "head", "b": "block", "s": "stage"}
 _FORM = (
-    "n{N}-b{B}-c{C} with any of -f{F} -k{K} -p{P} -stem{kernel}[x{channels}] -bottleneck -single "
+    "n{N}-b{B}-c{C} with any of -f{F} -k{K} -p{P} -stem{kernel}[x{channels}] -bottleneck -plain "
     "-{activation} -maxpool -headmax -dh{p} -db{p} -ds{p}"
 )
 

@@ -23,7 +23,7 @@ class BlockShape(NamedTuple):
     """Blocks alike: [batch_size, channels, side, side] in and out, ``repeats`` of them in the network.
 
     ``widths`` are the channels between its convolutions, whose ``sizes`` are 3 for 3x3: ``(64,)`` and ``(3, 3)`` for a
-    basic block of 64 channels.
+    basic block of 64 channels. The last norm takes the shortcut in blocks that have one (``joins``).
     """
 
     batch_size: int
@@ -32,13 +32,15 @@ class BlockShape(NamedTuple):
     repeats: int
     widths: tuple[int, ...]
     sizes: tuple[int, ...]
+    joins: bool = True
 
 
 class Block(nn.Module):
-    """conv - norm - act - ... - conv - norm - add - act, as in a stage after its first block."""
+    """conv - norm - act - ... - conv - norm (- add) - act, as in a stage after its first block."""
 
     def __init__(self, shape: BlockShape, activation: Activation, kernels: str) -> None:
         super().__init__()
+        self.joins = shape.joins
         channels = (shape.channels, *shape.widths, shape.channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
@@ -53,7 +55,7 @@ class Block(nn.Module):
         y = x
         for conv, norm in inner:
             y = norm(conv(y))
-        return last_norm(last_conv(y), residual=x)
+        return last_norm(last_conv(y), residual=x if self.joins else None)
 
 
 def time_blocks(

@@ -25,15 +25,16 @@ def specs(draw: st.DrawFn, max_channels: int = 9, max_blocks: int = 3) -> ArchSp
     blocks = each(st.integers(0 if down == "maxpool" else 1, max_blocks))
     if not any(blocks):
         blocks = (*blocks[:-1], 1)
+    block = draw(st.sampled_from(["basic", "bottleneck", "plain"]))
     return ArchSpec(
         blocks=blocks,
         channels=doubling if draw(st.booleans()) else each(st.integers(1, max_channels)),
         kernels=each(odd),
-        shortcut_kernels=each(odd),
+        shortcut_kernels=() if block == "plain" else each(odd),
         pool=draw(st.none() | st.integers(1, 32 >> (stages - 1))),
         stem=draw(odd),
         stem_channels=draw(st.none() | st.integers(1, max_channels)) if blocks[0] else None,
-        block=draw(st.sampled_from(["basic", "bottleneck", "single"])),
+        block=block,
         activation=draw(st.sampled_from(["relu", "leaky_relu", "gelu", "silu"])),
         down=down,
         head_pool=draw(st.sampled_from(["average", "max"])),

@@ -14,10 +14,13 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "gelu": F.gelu, "silu
 
 
 class PlainBlock(nn.Module):
-    """``shapes``: (inputs, outputs, kernel, stride) of each convolution; dropout before the last one."""
+    """``shapes``: (inputs, outputs, kernel, stride) of each convolution; dropout before the last one.
+
+    ``skip`` is the kernel of the shortcut's convolution, None for a block without a shortcut.
+    """
 
     def __init__(
-        self, shapes: list[tuple[int, int, int, int]], skip: int, activation: str, dropout: float
+        self, shapes: list[tuple[int, int, int, int]], skip: int | None, activation: str, dropout: float
     ) -> None:
         super().__init__()
         body: list[nn.Module] = []
@@ -28,7 +31,8 @@ class PlainBlock(nn.Module):
         stride = max(shape[3] for shape in shapes)
         first, last = shapes[0][0], shapes[-1][1]
         self.projection = None
-        if stride != 1 or first != last:
+        self.joins = skip is not None
+        if skip is not None and (stride != 1 or first != last):
             conv = nn.Conv2d(first, last, skip, stride, (skip - 1) // 2, bias=False)
             self.projection = nn.Sequential(conv, nn.BatchNorm2d(last))
         self.activation = ACTIVATIONS[activation]
@@ -43,7 +47,9 @@ class PlainBlock(nn.Module):
             y = bn(conv(y))
             if i < len(pairs) - 1:
                 y = self.activation(y)
-        return self.activation(y + (x if self.projection is None else self.projection(x)))
+        if self.joins:
+            y = y + (x if self.projection is None else self.projection(x))
+        return self.activation(y)
 
 
 class PlainDown(nn.Module):
@@ -76,7 +82,7 @@ class PlainResNet(nn.Module):
         *,
         stem: tuple[int, int],
         bottleneck: bool = False,
-        single: bool = False,
+        plain: bool = False,
         activation: str = "relu",
         dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
         maxpool: bool = False,
@@ -100,9 +106,9 @@ class PlainResNet(nn.Module):
                 if bottleneck:
                     shapes = [(width, c, 1, 1), (c, c, k, stride), (c, 4 * c, 1, 1)]
                 else:
-                    shapes = [(width, c, k, stride), (c, c, k, 1)][: 1 if single else 2]
+                    shapes = [(width, c, k, stride), (c, c, k, 1)][: 1 if plain else 2]
                 width = shapes[-1][1]
-                stage.append(PlainBlock(shapes, skip, activation, block_dropout))
+                stage.append(PlainBlock(shapes, None if plain else skip, activation, block_dropout))
             self.layers.append(stage)
         self.pool, self.head_max = pool, head_max
         self.fc = nn.Linear(features, classes)

@@ -69,7 +69,7 @@ def drawn(slug: str, **options: Any) -> ResNet:
         "n3-b2,1,1-c4,8,6-k1,3,1",
         "n2-b1-c4-f5-bottleneck",
         "n3-b0,1,0-c4,6,9-maxpool",
-        "n3-b1-c4,6,6-single",
+        "n3-b1-c4,6,6-plain",
     ],
 )
 def test_dirac_passes_channels_on_in_stages_alone(slug: str) -> None:

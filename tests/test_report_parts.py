@@ -75,7 +75,7 @@ def test_counts_can_be_read_on_every_shade(kind: str, dark: bool) -> None:
         "n3-b3-c64-stem3x32-bottleneck-leaky_relu-db0.2-dh0.5",
         "n5-b1-c8",
         "n4-b0,1,6,0-c8-maxpool",
-        "n3-b2,1,6-c8-single",
+        "n3-b2,1,6-c8-plain",
     ],
 )
 def test_every_network_can_be_drawn(name: str) -> None:
@@ -91,13 +91,12 @@ def test_every_network_can_be_drawn(name: str) -> None:
         same_width = sum(width == spec.channels[stage] for width in spec.channels)
         if same_width == 1:
             halved = stage > 0 and spec.down == "maxpool"
-            assert (
-                texts.count(line) == drawn * {"basic": 2, "bottleneck": 1, "single": 1}[spec.block] + halved
-            )
+            assert texts.count(line) == drawn * {"basic": 2, "bottleneck": 1, "plain": 1}[spec.block] + halved
         if blocks > 5:
             assert f"{blocks - 4} more" in texts
     if spec.down == "maxpool":
         assert texts.count("max pool") == spec.num_stages - 1 and texts.count("no blocks") == 1
+    assert ("it has no shortcut" in chart.svg) == (spec.block == "plain")
     strided = [layer.detail for layer in spec.layers() if layer.name.endswith(".shortcut.conv")]
     assert [text for text in texts if text in ("1x1", "1x1, stride 2")] == strided
     assert f"{spec.num_stages}" in chart.alt and "10 logits" in chart.alt

@@ -140,7 +140,7 @@ REFERENCES: list[tuple[str, int, dict[str, Any]]] = [
         },
     ),
     (
-        "n3-b2,1,2-c4,6,6-f3,5,3-single-db0.3",  # maps halved in stages 2 and 3 by the blocks' only convolutions
+        "n3-b2,1,2-c4,6,6-f3,5,3-plain-db0.3",  # maps halved in stages 2 and 3 by the blocks' only convolutions
         18,
         {
             "blocks": [2, 1, 2],
@@ -150,12 +150,12 @@ REFERENCES: list[tuple[str, int, dict[str, Any]]] = [
             "pool": 5,
             "features": 6,
             "stem": (3, 4),
-            "single": True,
+            "plain": True,
             "dropout": (0.0, 0.3, 0.0),
         },
     ),
     (
-        "n3-b0,1,1-c4,6,8-single-maxpool-headmax",
+        "n3-b0,1,1-c4,6,8-plain-maxpool-headmax",
         16,
         {
             "blocks": [0, 1, 1],
@@ -165,7 +165,7 @@ REFERENCES: list[tuple[str, int, dict[str, Any]]] = [
             "pool": 4,
             "features": 8,
             "stem": (3, 4),
-            "single": True,
+            "plain": True,
             "maxpool": True,
             "head_max": True,
         },
@@ -271,7 +271,9 @@ def test_counts_of_the_whole_catalogue() -> None:
 
 
 def test_zero_gamma_makes_blocks_their_shortcuts() -> None:
-    for name, last in ((SMALL, "norm2"), (SMALL + "-bottleneck", "norm3"), (SMALL + "-single", "norm1")):
+    with pytest.raises(UserError, match="plain blocks have no shortcuts"):
+        build(SMALL + "-plain", zero_gamma=True)
+    for name, last in ((SMALL, "norm2"), (SMALL + "-bottleneck", "norm3")):
         model = build(name, zero_gamma=True)
         zeroed = {
             key for key, value in model.state_dict().items() if key.endswith("weight") and not value.any()

@@ -185,7 +185,7 @@ class _Painter:
             )  # fmt: skip
 
     def _stage(self, stage: int, top: float) -> None:
-        """Draw a stage's blocks, whose shortcuts arch over them."""
+        """Draw a stage's blocks; shortcuts, where they have some, arch over them."""
         before = int(bool(_halving(self.spec, stage)))
         shown = list(_shown_blocks(self.spec.blocks[stage]))
         if not before and not shown:
@@ -212,16 +212,21 @@ class _Painter:
             self._box(left, box_top - box_height, width, box_height)
             for i, line in enumerate(lines):
                 self._text(left + width / 2, box_top - 8.5 - 9.5 * i, line, "ink", size=8, ha="center")
-            self._shortcut(left, left + width, box_top, box_height, detail is not None)
+            self._join_up(left, left + width, box_top - box_height / 2)
+            if self.spec.block != "plain":
+                self._shortcut(left, left + width, box_top, box_height, detail is not None)
             if detail is not None:
                 self._text(left + width / 2, box_top + ARCH + 5, detail, "series1", size=7.5, ha="center")
 
+    def _join_up(self, left: float, right: float, middle: float) -> None:
+        """Draw what joins a block to its neighbours."""
+        for x, towards in ((left - GAP, left), (right, right + GAP)):
+            self._line([(x, middle), (towards, middle)], "muted", 1.0)
+
     def _shortcut(self, left: float, right: float, top: float, height: float, projected: bool) -> None:
-        """Draw a block's shortcut, from before it to after it, and what joins the block to its neighbours."""
+        """Draw a block's shortcut, from before it to after it."""
         start, end, middle = left - GAP / 2, right + GAP / 2, top - height / 2
         name, width = ("series1", 1.5) if projected else ("muted", 1.0)
-        for x, towards in ((start - GAP / 2, left), (right, end + GAP / 2)):
-            self._line([(x, middle), (towards, middle)], "muted", 1.0)
         bend = top + ARCH * 4 / 3 - 4  # of the curve's two handles, so that its crown is ARCH high
         points = [
             (start, middle),
@@ -280,18 +285,24 @@ class _Painter:
 
     def _legend(self, y: float) -> None:
         act = self.spec.activation.replace("_", " ")
-        dropout = (
-            f", dropout {self.spec.dropout.block:g} comes before the last" if self.spec.dropout.block else ""
-        )
-        lines: tuple[str, ...] = (
-            f"In a block every convolution is followed by BN and {act}{dropout};",
-            "after the last, the shortcut is added between the two. Shortcuts:",
-        )
+        rate, has_shortcuts = self.spec.dropout.block, self.spec.block != "plain"
+        lines: tuple[str, ...]
+        if has_shortcuts:
+            dropout = f", dropout {rate:g} comes before the last" if rate else ""
+            lines = (
+                f"In a block every convolution is followed by BN and {act}{dropout};",
+                "after the last, the shortcut is added between the two. Shortcuts:",
+            )
+        else:
+            dropout = f"dropout {rate:g}, " if rate else ""
+            lines = (f"A block is {dropout}a convolution, BN and {act}; it has no shortcut.",)
         if self.spec.down == "maxpool":
             lines = (f"A 2x2 max pool comes after its convolution and before BN and {act}.", *lines)
         for i, line in enumerate(lines):
             self._text(BOXES_AT, y - 12 * i, line, "muted", size=8.5)
         y -= 12 * len(lines)
+        if not has_shortcuts:
+            return
         for x, name, width, text in (
             (BOXES_AT, "series1", 1.5, "convolution and BN"),
             (BOXES_AT + 140, "muted", 1.0, "identity"),
