@@ -174,7 +174,7 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Return a row for every direction and implementation of one case; none of ``llvm`` where it does not take it."""
     rows = []
-    if "llvm" in implementations and not takes(Subject(case, "eager", device).x, case.activation):
+    if "llvm" in implementations and not takes(Subject(case, "eager", device).x):
         implementations = [name for name in implementations if name != "llvm"]
     num_sets = sets_beyond_cache(3 * case.num_elements * case.dtype.itemsize, device)
     # a compiled backward pass that is to run again may not take the buffers of its graph for itself

@@ -13,7 +13,8 @@ from fastresnet.engine.rehearsal import random_batches
 from fastresnet.engine.step import TrainStep
 from fastresnet.engine.warmup import ChooseKernels, Search, WarmUp, warm_up
 from fastresnet.kernels.conv import CONVS, model_obstacle
-from fastresnet.kernels.dispatch import Choice, choose_kernels, norms_obstacle
+from fastresnet.kernels.dispatch import Choice, choose_kernels
+from fastresnet.kernels.llvm_norms import llvm_obstacle
 from fastresnet.loaders.cache import cache_folder
 from fastresnet.recipe import Recipe
 from fastresnet.resnet import block_shapes
@@ -61,7 +62,7 @@ def warm_up_step(
             )
             for convs in CONVS[1:]
         },
-        norms_obstacle=next(filter(None, ranks.gather(norms_obstacle(state.model, device.type))), None),
+        norms_obstacle=next(filter(None, ranks.gather(llvm_obstacle(device.type))), None),
         choose_kernels=_kernel_chooser(recipe, chosen, dataset.image_size, announce),
     )
     return warm_up(search, eval_batch, list(dict.fromkeys(("none", recipe.tta))))

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastresnet import __version__
 from fastresnet.atomic import locked, read_sealed_json, write_sealed_json
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.kernels.block_time import BlockShape, fastest_tuning, time_blocks
 from fastresnet.kernels.fusion import Activation
-from fastresnet.kernels.llvm_norms import ACTIVATIONS, llvm_obstacle
-from fastresnet.kernels.norm_act import INTERPRETED, KERNELS, TRITON_KERNELS, BatchNormAct2d
+from fastresnet.kernels.llvm_norms import llvm_obstacle
+from fastresnet.kernels.norm_act import INTERPRETED, KERNELS, TRITON_KERNELS
 
 CACHE_FILE = "kernels.json"
 
@@ -60,16 +59,6 @@ def kernels_obstacle(kernels: str, device: torch.device) -> str | None:
     if kernels in TRITON_KERNELS:
         return triton_obstacle(device)
     return llvm_obstacle(device.type) if kernels == "llvm" else None
-
-
-def norms_obstacle(model: nn.Module, device_type: str) -> str | None:
-    """Return why no norm of ``model`` can be LLVM's, or None where some can."""
-    if (obstacle := llvm_obstacle(device_type)) is not None:
-        return obstacle
-    norms = [module for module in model.modules() if isinstance(module, BatchNormAct2d)]
-    if not any(norm.activation in ACTIVATIONS for norm in norms):
-        return f"LLVM's norms are followed by {', '.join(ACTIVATIONS[:-1])} or nothing"
-    return None
 
 
 def check_kernels(wanted: str, device: torch.device, compile: str) -> None:

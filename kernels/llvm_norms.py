@@ -1,7 +1,7 @@
 """The passes on a CPU: what :mod:`fastresnet.kernels.reference` does, fused, on torch's own threads.
 
-For float32 and bfloat16, and relu, leaky_relu or no activation. Under a plain residual backward is given the output,
-whose signs tell what the reference packs as bits. Results are the same to the bit on any number of threads.
+For float32 and bfloat16. Where the reference packs signs as bits, backward is given the output, whose signs they are.
+Results are the same to the bit on any number of threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from fastresnet.kernels.fusion import Fusion, Norm
 from fastresnet.kernels.reference import num_rows
 from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
 
-ACTIVATIONS = ("relu", "leaky_relu", "identity")
 LINE = 16  # channels, of as many pixels as it takes, that the code does at once
 WORTH_A_CALL = 1 << 16  # elements: with fewer, calling an op of ours takes longer than it saves
 PART_ELEMENTS = 1 << 15  # that a thread takes at a time
@@ -32,12 +31,11 @@ def llvm_obstacle(device_type: str) -> str | None:
     return "LLVM's norms are for CPUs" if device_type != "cpu" else team_obstacle()
 
 
-def takes(x: torch.Tensor, activation: str) -> bool:
+def takes(x: torch.Tensor) -> bool:
     """Return whether ``x`` [B, C, H, W] can be normed so, channels-last."""
     return (
         x.device.type == "cpu"
         and x.dtype in PIXEL_BYTES
-        and activation in ACTIVATIONS
         and x.numel() >= WORTH_A_CALL
         and num_rows(x) % _fold(x) == 0
     )
@@ -123,12 +121,16 @@ def sums(
     residual: torch.Tensor | None,
     residual_norm: Norm | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums and g, as the reference does; under a plain residual ``residual`` is the output."""
+    """Return the sums and g, as the reference does; in place of bits ``residual`` is the output."""
     plain = fusion.added == "plain"
     g = _empty_like(x) if plain else x.new_empty(0)
     if not x.numel():
         return reference.sums(fusion, dy, x, norm, bits, residual, residual_norm)
-    tensors = {"DY": dy} | _of("Y" if plain else "RESIDUAL", residual) | ({"DRESIDUAL": g} if plain else {})
+    tensors = (
+        {"DY": dy}
+        | _of("Y" if fusion.saves_bits else "RESIDUAL", residual)
+        | ({"DRESIDUAL": g} if plain else {})
+    )
     found = _Call(x, tensors, _channels(norm, residual_norm)).summed("sums", fusion)
     found[1] *= _rstd(norm)
     if residual_norm is not None:

@@ -17,6 +17,7 @@ from fastresnet.kernels.fusion import LEAKY_SLOPE, Fusion
 from fastresnet.kernels.llvm_norms import LINE
 from fastresnet.kernels.team import TEAM_WORDS
 from fastresnet.kernels.vector_code import TeamFunction, compiled
+from fastresnet.kernels.vector_math import smooth
 
 # Of channels, float32 [WIDTH] each; R_: of the residual's norm; MEAN_G, (R_)MEAN_GX: what is taken off the gradient.
 CHANNELS = ("MEAN", "SCALE", "BIAS", "R_MEAN", "R_SCALE", "R_BIAS", "MEAN_G", "MEAN_GX", "R_MEAN_GX")
@@ -121,21 +122,24 @@ class _Rows(TeamFunction):
             return self.at.fadd(z, self.fma(residual, self.of("R_SCALE"), self.of("R_BIAS")))
         return z
 
-    def sloped(self, z: Any, value: Any) -> Any:
-        """Return ``value`` times the activation's slope at ``z``, at which a NaN counts as positive."""
-        if self.fusion.activation == "identity":
-            return value
+    def bent(self, z: Any, value: Any) -> Any:
+        """Return ``value`` times the slope of (leaky) ReLU at ``z``, at which a NaN counts as positive."""
         leaky = self.fusion.activation == "leaky_relu"
         low = self.at.fmul(value, self.alike(LEAKY_SLOPE)) if leaky else self.alike(0.0)
         return self.at.select(self.at.fcmp_ordered("<=", z, self.alike(0.0)), low, value)
 
     def gradient(self, place: Any, centred: Any) -> Any:
-        """Return the gradient of what was activated: by the sign of the output under a plain residual."""
+        """Return the gradient of what was activated; of (leaky) ReLU under a plain residual by the output's sign."""
         dy = self.read("DY", place)
-        if self.fusion.activation == "identity":
-            return dy
-        plain = self.fusion.added == "plain"
-        return self.sloped(self.read("Y", place) if plain else self.activated(place, centred), dy)
+        match self.fusion.activation:
+            case "identity":
+                return dy
+            case "relu" | "leaky_relu":
+                by_sign = self.fusion.saves_bits
+                return self.bent(self.read("Y", place) if by_sign else self.activated(place, centred), dy)
+            case activation:
+                _, slope = smooth(self, activation, self.activated(place, centred))
+                return self.at.fmul(dy, slope)
 
     def statistics(self, place: Any) -> list[Any]:
         """Return x - MEAN, which is a shift here, and its square."""
@@ -145,7 +149,14 @@ class _Rows(TeamFunction):
     def apply(self, place: Any) -> list[Any]:
         """Write y."""
         z = self.activated(place, self.centred("X", place, "MEAN"))
-        self.write("Y", place, self.sloped(z, z))
+        match self.fusion.activation:
+            case "identity":
+                y = z
+            case "relu" | "leaky_relu":
+                y = self.bent(z, z)
+            case activation:
+                y, _ = smooth(self, activation, z)
+        self.write("Y", place, y)
         return []
 
     def sums(self, place: Any) -> list[Any]:
@@ -181,7 +192,7 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int, streamed: bool
 
     Args:
         name: ``statistics``, ``apply``, ``sums`` or ``input_gradient``.
-        fusion: of relu, leaky_relu or identity.
+        fusion: what it does.
         pixel_bytes: 4 for rows of float32, 2 for bfloat16.
         lanes: float32s in a vector.
         streamed: write past the caches.

@@ -111,7 +111,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         if x.dim() != 4 or x.shape[1] != self.num_features:
             return None  # PyTorch's own says what is wrong
         if self.kernels == "llvm":
-            if not takes(x, self.activation):
+            if not takes(x):
                 return None
         elif (
             self.kernels not in TRITON_KERNELS

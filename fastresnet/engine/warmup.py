@@ -69,7 +69,7 @@ class Search:
         num_steps: steps that will be done in the way that is found.
         compiler_missing: why nothing can be compiled here; None when it can.
         convs_obstacles: why no convolution can be done so, by each of CONVS but ``direct``; None when some can.
-        norms_obstacle: why no norm can be LLVM's; None when some can.
+        norms_obstacle: why no norm can be LLVM's; None when they can.
         choose_kernels: what ``kernels`` comes to.
         reasons: found so far, by option.
         times: of steps, measured so far.
