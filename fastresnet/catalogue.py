@@ -292,7 +292,7 @@ def _ours() -> Iterator[CatalogueEntry]:
     )
     yield CatalogueEntry(
         name="fastresnet8",
-        spec=parse_slug("n4-b0,1,1,1-c24,64,256,256-plain-maxpool-headmax"),
+        spec=parse_slug("n4-b0,1,1,1-c24,64,256,256-plain-gelu-maxpool-headmax"),
         table="ours",
         note=note,
     )
