@@ -71,8 +71,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     if cpu:
         lines += [
             "",
-            "CPU seconds are those of all threads while the clock ran: of our rows without the workers of a "
-            "DataLoader, of a peer what it says.",
+            "CPU seconds are those of all threads: of our rows in initialisation from data, training and final "
+            "evaluation, without the workers of a DataLoader; of a peer what it says.",
         ]
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]

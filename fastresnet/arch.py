@@ -57,7 +57,7 @@ class Dropout:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchSpec:
-    """A residual network for square RGB images.
+    """A network for square RGB images, residual but for plain blocks.
 
     Stem (conv, BN, activation), then stages; stage 2 and later halve the map (rounding up), with stride 2 in
     their first block or before it, by a convolution with a 2x2 max pool, BN and activation. A block's shortcut is
@@ -131,7 +131,7 @@ class ArchSpec:
             width = _integer("stem_channels", self.stem_channels, 1, MAX_CHANNELS)
             store("stem_channels", None if width == self.channels[0] else width)
         if not any(self.blocks):
-            raise UserError("blocks has only zeros; a residual network has a block in one stage at least")
+            raise UserError("blocks has only zeros; a network has a block in one stage at least")
         if not self.blocks[0] and self.stem_channels is not None:
             raise UserError(
                 f"stem_channels is {self.stem_channels} and stage 1 of {self.channels[0]} channels has no blocks, so "

@@ -110,6 +110,15 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _slow_weights_are_one(self) -> Recipe:
+        if self.ema is not None and self.ema.lookahead and self.optimizer.lookahead is not None:
+            raise Conflict(
+                "ema.lookahead and optimizer.lookahead are two kinds of the same; leave one of them out",
+                *("ema", "lookahead"),
+            )
+        return self
+
+    @model_validator(mode="after")
     def _arch_is_known(self) -> Recipe:
         try:
             spec = self.arch_spec()

@@ -196,7 +196,7 @@ class Ema(Part):
         every: steps between updates; an update keeps ``decay ** every``.
         ramp: keep no more than (1 + n) / (10 + n) at update n, so that a short run forgets its first weights.
         lookahead: the weights go on from the average, of which update n of N keeps ((n + 1) / N) ** 3 of what it
-            else would: airbench's Lookahead (Jordan 2024). Zhang's own is the optimizer's.
+            else would: airbench's Lookahead (Jordan 2024). Zhang's own is the optimizer's; one recipe has not both.
     """
 
     decay: float = Field(gt=0, lt=1)
@@ -209,7 +209,8 @@ class Ema(Part):
         kept = self.decay**self.every
         if self.ramp:
             kept = min(kept, (1 + update) / (10 + update))
-        return kept * ((update + 1) / num_updates) ** 3 if self.lookahead else kept
+        done = min(1.0, (update + 1) / num_updates)  # a warm-up averages more often than the run does
+        return kept * done**3 if self.lookahead else kept
 
 
 class Whiten(Part):

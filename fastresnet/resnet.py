@@ -2,7 +2,7 @@
 
 Blocks as in He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016): activation after the
 residual add, projection shortcuts where stride or width changes; the bottleneck's stride is on its middle
-convolution. Module paths are those of ``spec.layers()``.
+convolution. Plain blocks are a convolution, BN and activation. Module paths are those of ``spec.layers()``.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def build_model(
 
 
 def _pass_on(part: nn.Module) -> None:
-    """Let the spatial convolutions of a block's branch, or of what is before blocks, begin by passing channels on."""
+    """Let the spatial convolutions of a block, or of what is before blocks, begin by passing channels on."""
     for conv in part.children():
         if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
             nn.init.dirac_(conv.weight.detach()[: conv.in_channels])

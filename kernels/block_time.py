@@ -1,4 +1,4 @@
-"""Times of a residual block under each implementation, and of the fused norms under each tuning."""
+"""Times of a block under each implementation, and of the fused norms under each tuning."""
 
 from __future__ import annotations
 

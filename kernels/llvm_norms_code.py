@@ -106,9 +106,6 @@ class _Rows(TeamFunction):
         address = self.place(self[rows], place, size=self.pixel_bytes)
         self.store_pixel(value, address, self.pixel_bytes, streamed=self.streamed)
 
-    def alike(self, value: float) -> Any:
-        return ir.Constant(self.vector, [value] * self.lanes)
-
     def centred(self, rows: str, place: Any, mean: str) -> Any:
         return self.at.fsub(self.read(rows, place), self.of(mean))
 

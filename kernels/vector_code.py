@@ -109,6 +109,10 @@ class Function:
     def _alike(self, value: int) -> Any:
         return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)
 
+    def alike(self, value: float) -> Any:
+        """Return a vector of one constant."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
     def spread(self, scalar: Any) -> Any:
         """Return a vector of one number."""
         nothing = ir.Constant(self.vector, ir.Undefined)
@@ -152,7 +156,7 @@ class Function:
         """Return the sum of ``factors * values``; nothing is written for a 0."""
         total = None
         for factor, value in zip(factors, values, strict=True):
-            scale = ir.Constant(self.vector, [float(factor)] * self.lanes)
+            scale = self.alike(float(factor))
             if factor == 0:
                 continue
             if total is None:

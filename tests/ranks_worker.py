@@ -37,7 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "muon": (
         {"optimizer.name": "muon", "optimizer.decay": "filters", "tta": "flip"}
         | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]}
-        | {"init.whiten": {"num": 50}},
+        | {"init.whiten": {"num": 50}, "ema.every": 2, "ema.lookahead": True},
         {},
     ),
     "resized": (

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "gelu": F.gelu, "silu": F.silu}
 
 
-class PlainBlock(nn.Module):
+class ReferenceBlock(nn.Module):
     """``shapes``: (inputs, outputs, kernel, stride) of each convolution; dropout before the last one.
 
     ``skip`` is the kernel of the shortcut's convolution, None for a block without a shortcut.
@@ -52,7 +52,7 @@ class PlainBlock(nn.Module):
         return self.activation(y)
 
 
-class PlainDown(nn.Module):
+class ReferenceDown(nn.Module):
     """conv, 2x2 max pool whose last window may be half outside, bn, activation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: str) -> None:
@@ -68,7 +68,7 @@ class PlainDown(nn.Module):
         return self.activation(self.bn(x))
 
 
-class PlainResNet(nn.Module):
+class ReferenceResNet(nn.Module):
     """``blocks``, ``channels``, ``kernels``, ``skips`` per stage; ``pool`` is the window's side in pixels."""
 
     def __init__(
@@ -99,7 +99,7 @@ class PlainResNet(nn.Module):
         for i, (count, c, k, skip) in enumerate(zip(blocks, channels, kernels, skips, strict=True)):
             stage = nn.Sequential()
             if maxpool and i > 0:
-                stage.append(PlainDown(width, c * (4 if bottleneck else 1), k, activation))
+                stage.append(ReferenceDown(width, c * (4 if bottleneck else 1), k, activation))
                 width = c * (4 if bottleneck else 1)
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 and not maxpool else 1
@@ -108,7 +108,7 @@ class PlainResNet(nn.Module):
                 else:
                     shapes = [(width, c, k, stride), (c, c, k, 1)][: 1 if plain else 2]
                 width = shapes[-1][1]
-                stage.append(PlainBlock(shapes, None if plain else skip, activation, block_dropout))
+                stage.append(ReferenceBlock(shapes, None if plain else skip, activation, block_dropout))
             self.layers.append(stage)
         self.pool, self.head_max = pool, head_max
         self.fc = nn.Linear(features, classes)

@@ -236,7 +236,7 @@ def test_blocks_and_tunings_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_compiled_block_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_time, "ROUNDS", 1)
-    shapes = [BlockShape(2, 4, 5, 2, (4,), (3, 3))]
+    shapes = [BlockShape(2, 4, 5, 2, (4,), (3, 3)), BlockShape(2, 4, 5, 1, (), (3,), joins=False)]
     times = block_time.time_blocks(
         ["inductor"], shapes, "relu", torch.float32, DEVICE, compiled=True, launched=False
     )

@@ -342,6 +342,16 @@ def test_torchrun_starts_a_lost_rank_again_and_the_run_goes_on_by_itself(data: P
     assert rows[-1]["clock"]["segment"] == 1
 
 
+def test_half_of_what_torchrun_sets_is_one_line(tmp_path: Path) -> None:
+    half = {"RANK": "0", "WORLD_SIZE": "2"}
+    environment = {name: value for name, value in os.environ.items() if name != "MASTER_ADDR"} | half
+    for arguments, code, words in ((["--version"], 0, ""), (["train"], 2, "MASTER_ADDR")):
+        command = [sys.executable, "-m", "fastresnet", *arguments]
+        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert found.returncode == code and words in found.stderr, found.stderr
+        assert found.stderr.count("\n") == bool(words)
+
+
 def test_torchrun_is_for_training_alone(tmp_path: Path) -> None:
     need("torchrun")
     with started(tmp_path, 2, "-m", "fastresnet", "recipes") as ranks:

@@ -118,8 +118,10 @@ def test_smooth_activations_and_their_slopes_far_out(activation: str) -> None:
     slope = torch.where(
         exact.grad.isnan(), (exact > 0).double(), exact.grad
     )  # PyTorch's, of infinity times zero
-    assert ((y - wanted).abs() <= 4e-7 * exact.abs() + 1e-38).all()
-    assert ((x.grad - slope).abs() <= 1e-6).all()
+    assert ((y - wanted).abs() <= 4e-7 * exact.abs().clamp(min=1)).all()
+    tail = exact < -1  # where it is small itself
+    assert ((y - wanted).abs() <= 4e-2 * wanted.abs() + 1e-35)[tail].all() and (y[exact < -90] == 0).all()
+    assert ((x.grad - slope).abs() <= 1e-6).all() and (x.grad[exact < -90] == 0).all()
     for value in (float("nan"), float("inf")):
         odd, _ = ops.bn_act_apply(x.detach().clone().fill_(value), *constants, activation, "", LLVM)
         torch.testing.assert_close(odd, torch.full_like(odd, value), equal_nan=True)

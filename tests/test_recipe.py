@@ -138,6 +138,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"arch": "n3-b1-c8-plain", "init.zero_gamma": "true"},
         r"the blocks of n3-b1-c8-plain have no shortcuts, so with init.zero_gamma .* set it to false",
     ),
+    (
+        {"ema.lookahead": "true", "optimizer.lookahead": "{k = 5}"},
+        r"ema.lookahead and optimizer.lookahead are two kinds of the same; leave one of them out",
+    ),
     ({"name": "Fast Two"}, r"name is 'Fast Two'; it must be lower case letters, digits and hyphens$"),
     ({"mix": "cutmix"}, r"mix is 'cutmix'; it must be a table of keys, as in \{name = \"cutmix\"\}$"),
     ({"optimizer": "3"}, r"optimizer is 3; it must be a table of keys, as in \{name = \"adadelta\"\}$"),

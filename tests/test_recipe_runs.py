@@ -47,7 +47,8 @@ def shortened(name: str) -> Recipe:
     narrow = spec.replace(
         blocks=(1,) * stages, channels=tuple(4 << i for i in range(stages)), stem_channels=None
     )
-    return recipe.with_overrides({"arch": narrow.slug, "epochs": 2, "batch_size": BATCH})
+    averaged = {"ema.every": 1} if recipe.ema else {}
+    return recipe.with_overrides({"arch": narrow.slug, "epochs": 2, "batch_size": BATCH} | averaged)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -9,14 +9,15 @@ import pytest
 import torch
 from arch_strategies import specs
 from hypothesis import given, settings
-from reference_resnet import PlainResNet, copy_by_order
+from reference_resnet import ReferenceResNet, copy_by_order
 from torch import nn
 
 from fastresnet.arch import ArchSpec, get_arch
 from fastresnet.catalogue import CATALOGUE
 from fastresnet.errors import UserError
+from fastresnet.kernels.block_time import BlockShape
 from fastresnet.kernels.norm_act import BatchNormAct2d
-from fastresnet.resnet import build_model
+from fastresnet.resnet import block_shapes, build_model
 from fastresnet.slug import parse_slug
 
 SMALL = "n3-b1,2,1-c8"  # has a shortcut of both kinds
@@ -200,7 +201,7 @@ def build(name: str, **options: Any) -> nn.Module:
 @pytest.mark.parametrize(("name", "size", "arguments"), REFERENCES, ids=[row[0] for row in REFERENCES])
 def test_equals_a_plain_network(name: str, size: int, arguments: dict[str, Any]) -> None:
     ours = build(name, image_size=size).double()
-    plain = PlainResNet(**arguments).double()
+    plain = ReferenceResNet(**arguments).double()
     for parameter in ours.parameters():  # gammas and betas off their 1 and 0
         nn.init.normal_(parameter, std=0.3)
     copy_by_order(ours, plain)
@@ -283,6 +284,15 @@ def test_zero_gamma_makes_blocks_their_shortcuts() -> None:
         x = images(2).new_ones(2, block.conv1.in_channels, 8, 8)
         torch.testing.assert_close(block(x), x)
         assert all(value.any() for key, value in build(name).state_dict().items() if key.endswith("weight"))
+
+
+def test_blocks_are_timed_as_they_are() -> None:
+    assert block_shapes(get_arch("n2-b2,1-c4-bottleneck"), 8, 16) == [
+        BlockShape(8, 16, 16, 2, (4, 4), (1, 3, 1)),
+        BlockShape(8, 32, 8, 1, (8, 8), (1, 3, 1)),
+    ]
+    plain = block_shapes(get_arch("fastresnet8"), 8, 32)
+    assert plain[0] == BlockShape(8, 64, 16, 1, (), (3,), joins=False) and len(plain) == 3
 
 
 def test_the_callers_seed_decides_the_weights() -> None:

@@ -54,6 +54,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"norm.train_scale": False, "norm.momentum": 0.4},
         {},
     ),
+    "averaged with lookahead": ({"ema.every": 2, "ema.lookahead": True}, {}),
     "low-loss filtering, cutmix": (
         {"loss.keep": 0.4, "mix": {"name": "cutmix", "block": 16}, "dropout": {"head": 0.2}},
         {},

@@ -93,7 +93,10 @@ def test_a_value_read_back_does_not_capture(data: Path) -> None:
     """What the host would decide at every step is refused beforehand, in words."""
     reasons = {
         "adagrad": ({"optimizer.name": "adagrad"}, "Adagrad counts its steps on the host"),
-        "lookahead": ({"optimizer.lookahead": {"k": 2}}, "Lookahead counts its steps on the host"),
+        "lookahead": (
+            {"optimizer.lookahead": {"k": 2}},
+            "the optimizer's Lookahead counts its steps on the host",
+        ),
     }
     for overrides, reason in reasons.values():
         step = Made(data, overrides, Way(), capture=RecordedOps()).step
@@ -396,7 +399,9 @@ def test_what_cannot_be_had_is_refused_in_one_line(data: Path, tmp_path: Path) -
         UserError, match="--graphs on is not possible here: CUDA graphs are for GPUs; use auto"
     ):
         train(recipe, tiny_config(data, graphs="on"), runs_dir=runs)
-    with pytest.raises(UserError, match="--compile whole is not possible here: Lookahead counts"):
+    with pytest.raises(
+        UserError, match="--compile whole is not possible here: the optimizer's Lookahead counts"
+    ):
         train(recipe, tiny_config(data, compile="whole"), runs_dir=runs)
     with pytest.raises(UserError, match=r"--kernels inductor is what torch\.compile makes; add --compile on"):
         train(recipe, tiny_config(data, kernels="inductor", compile="off"), runs_dir=runs)

@@ -55,7 +55,11 @@ def leave(code: int) -> NoReturn:
     It would wait for what a rank that is gone still holds up, and gloo's threads may outlive it, upon which the
     process aborts.
     """
-    if read_launch().world_size > 1:
+    try:
+        is_alone = read_launch().world_size == 1
+    except UserError:  # half of what torchrun sets: no rank has met another
+        is_alone = True
+    if not is_alone:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()

@@ -88,7 +88,7 @@ def main() -> None:
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):
             discard(stream.fileno())  # the reader of our output has gone
-        sys.exit(141)
+        leave(141)
     except MemoryError:
         _fail("this process may have no more memory; raise its limit, close other programs, or ask for less")
     except OSError as error:
@@ -117,6 +117,7 @@ def _run() -> Any:
     except typer.Exit as end:
         return end.exit_code
     except SystemExit as end:
+        assert end.code is None or isinstance(end.code, int)
         return end.code
 
 

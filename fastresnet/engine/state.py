@@ -51,7 +51,7 @@ class EmaModel:
 
     @torch.no_grad()
     def move(self, share: float | torch.Tensor) -> None:
-        """Move the average to the weights by ``share`` of the way, and with Lookahead the weights to the average.
+        """Move the average to the weights by ``share`` of the way; with ``lookahead`` the weights follow.
 
         The caller counts the update.
         The share may be a scalar tensor, for a step that is compiled or captured with it.

@@ -50,7 +50,7 @@ def _host_obstacle(state: TrainState) -> str | None:
     if state.scaler is not None:
         return "fp16's loss scale is kept on the host"
     if isinstance(state.optimizer, Lookahead):
-        return "Lookahead counts its steps on the host"
+        return "the optimizer's Lookahead counts its steps on the host"
     if isinstance(state.optimizer, torch.optim.Adagrad):
         return "torch's Adagrad counts its steps on the host"
     return None

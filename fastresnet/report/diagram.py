@@ -194,7 +194,7 @@ class _Painter:
         num_boxes = before + len(shown)
         width = min(78.0, (BOXES_END - BOXES_AT - GAP * (num_boxes - 1)) / num_boxes)
         lines = self._block_lines(stage)
-        box_top, box_height = top - 12, 9.5 * len(lines) + 7
+        box_top, box_height = top - 12, 9.5 * max(len(lines), 2 * before) + 7
         if before:
             self._box(BOXES_AT, box_top - box_height, width, box_height)
             kernel = self.spec.kernels[stage]
