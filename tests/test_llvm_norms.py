@@ -112,10 +112,8 @@ def test_smooth_activations_and_their_slopes_far_out(activation: str) -> None:
     y, _ = ops.bn_act_apply(x, *constants, activation, "", LLVM)
     y.sum().backward()
     exact = x.detach().double().requires_grad_()
-    if activation == "gelu":  # PyTorch's is 0 in the negative tail
-        wanted = 0.5 * exact * torch.erfc(-(0.5**0.5) * exact)
-    else:
-        wanted = functional.silu(exact)
+    by_erfc = 0.5 * exact * torch.erfc(-(0.5**0.5) * exact)  # PyTorch's own is 0 in the negative tail
+    wanted = by_erfc if activation == "gelu" else functional.silu(exact)
     wanted.sum().backward()
     assert exact.grad is not None and x.grad is not None
     slope = torch.where(
