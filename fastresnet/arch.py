@@ -138,7 +138,7 @@ class ArchSpec:
                 "it puts out what the stem does; leave stem_channels out"
             )
         _one_of("block", self.block, get_args(BlockKind))
-        if self.block == "plain" and set(self.shortcut_kernels) != {1}:
+        if not self.has_shortcuts and set(self.shortcut_kernels) != {1}:
             raise UserError(
                 f"shortcut_kernels (K) is {self.shortcut_kernels} and plain blocks have no shortcuts; leave it out"
             )
@@ -151,6 +151,11 @@ class ArchSpec:
     def num_stages(self) -> int:
         """N."""
         return len(self.blocks)
+
+    @property
+    def has_shortcuts(self) -> bool:
+        """Whether its blocks are residual."""
+        return self.block != "plain"
 
     @property
     def depth(self) -> int:

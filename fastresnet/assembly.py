@@ -343,15 +343,5 @@ def build_step(
         filter=filter,
         exchange=exchange,
     )
-    step.take(way_of(config))
+    step.take(Way.asked(config))
     return step
-
-
-def way_of(config: RunConfig) -> Way:
-    """Return how a config has steps done, with ``auto`` as plain as can be."""
-    return Way(
-        compile=config.compile if config.compile != "auto" else "off",
-        kernels=config.kernels if config.kernels != "auto" else "eager",
-        convs=config.convs if config.convs != "auto" else "direct",
-        graphs=config.graphs == "on",
-    )

@@ -124,7 +124,7 @@ class Recipe(Part):
             spec = self.arch_spec()
         except UserError as error:
             raise Conflict(str(error), "arch") from None
-        if self.init.zero_gamma and spec.block == "plain":
+        if self.init.zero_gamma and not spec.has_shortcuts:
             raise Conflict(
                 f"the blocks of {self.arch} have no shortcuts, so with init.zero_gamma nothing would pass them; set "
                 "it to false",

@@ -261,7 +261,7 @@ def build_model(
             of plain blocks.
     """
     spec.layers(num_classes, image_size)
-    if zero_gamma and spec.block == "plain":
+    if zero_gamma and not spec.has_shortcuts:
         raise UserError(
             "plain blocks have no shortcuts, so with zero_gamma nothing would pass them; leave it out"
         )
@@ -311,7 +311,7 @@ def block_shapes(spec: ArchSpec, batch_size: int, image_size: int) -> list[Block
                 repeats=spec.blocks[stage],
                 widths=(width,) * (NUM_CONVS[spec.block] - 1),
                 sizes=(1, kernel, 1) if bottleneck else (kernel,) * NUM_CONVS[spec.block],
-                joins=spec.block != "plain",
+                joins=spec.has_shortcuts,
             )
         )
     return shapes

@@ -141,6 +141,12 @@ class Clocks(BaseModel):
     time_to_target_s: float | None = None
     cpu_s: float = 0.0
 
+    @property
+    def total_s(self) -> float:
+        """All seconds, counted or not: ``move_s`` and ``time_to_target_s`` are parts of others."""
+        counted_s = self.init_s + self.train_s + self.eval_s
+        return self.data_s + self.build_s + self.compile_s + self.between_s + counted_s
+
     def charge(self, name: str, seconds: float, cpu_s: float) -> None:
         """Add seconds to the clock called ``name``, and their CPU seconds where it is one that counts."""
         setattr(self, name, getattr(self, name) + seconds)

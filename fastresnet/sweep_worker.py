@@ -189,18 +189,11 @@ def outcome(result: RunResult) -> dict[str, Any]:
     ``accuracy`` is of the last epoch on test. ``value``, by which cells are compared, is that on the validation split
     where the recipe has one, so that nothing is chosen on test that need not be; ``chosen_on`` says which.
     """
-    clocks = result.clocks
     return {
         "accuracy": result.test_accuracy,
         "value": result.epochs[-1].get("val_accuracy", result.test_accuracy),
         "chosen_on": "val" if "val_accuracy" in result.epochs[-1] else "test",
-        "seconds": clocks.data_s
-        + clocks.build_s
-        + clocks.compile_s
-        + clocks.init_s
-        + clocks.train_s
-        + clocks.between_s
-        + clocks.eval_s,
+        "seconds": result.clocks.total_s,
         "device": result.environment["device_name"],
     }
 

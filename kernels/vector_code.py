@@ -83,7 +83,7 @@ class Function:
             return self.load(address)
         bits = self.at.load(self.pointer(address, ir.VectorType(INT16, self.lanes)), align=2)
         wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
-        return self.at.bitcast(self.at.shl(wide, self._alike(16)), self.vector)
+        return self.at.bitcast(self.at.shl(wide, self.alike_bits(16)), self.vector)
 
     def store_pixel(self, value: Any, address: Any, size: int, *, streamed: bool = False) -> None:
         """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one.
@@ -100,24 +100,25 @@ class Function:
     def _rounded(self, value: Any) -> Any:
         """Return the nearest bfloat16s of a vector, in the low bits of int32s."""
         bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
-        high = self.at.lshr(bits, self._alike(16))
-        up = self.at.add(self._alike(0x7FFF), self.at.and_(high, self._alike(1)))
-        rounded = self.at.lshr(self.at.add(bits, up), self._alike(16))
+        high = self.at.lshr(bits, self.alike_bits(16))
+        up = self.at.add(self.alike_bits(0x7FFF), self.at.and_(high, self.alike_bits(1)))
+        rounded = self.at.lshr(self.at.add(bits, up), self.alike_bits(16))
         is_nan = self.at.fcmp_unordered("uno", value, value)
-        return self.at.select(is_nan, self.at.or_(high, self._alike(0x40)), rounded)
+        return self.at.select(is_nan, self.at.or_(high, self.alike_bits(0x40)), rounded)
 
-    def _alike(self, value: int) -> Any:
+    def alike_bits(self, value: int) -> Any:
+        """Return a vector of one int32."""
         return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)
 
     def alike(self, value: float) -> Any:
-        """Return a vector of one constant."""
+        """Return a vector of one float32."""
         return ir.Constant(self.vector, [value] * self.lanes)
 
     def spread(self, scalar: Any) -> Any:
         """Return a vector of one number."""
         nothing = ir.Constant(self.vector, ir.Undefined)
         first = self.at.insert_element(nothing, scalar, ir.Constant(INT32, 0))
-        return self.at.shuffle_vector(first, nothing, self._alike(0))
+        return self.at.shuffle_vector(first, nothing, self.alike_bits(0))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         name = f"llvm.fma.v{self.lanes}f32"

@@ -53,7 +53,7 @@ def _exp(code: Function, x: Any) -> Any:
     rest = code.fma(number, code.alike(-LN2_HIGH), x)
     rest = code.fma(number, code.alike(-LN2_LOW), rest)
     value = code.fma(_polynomial(code, EXP, rest), at.fmul(rest, rest), at.fadd(rest, code.alike(1.0)))
-    exponent = at.shl(at.bitcast(whole, bits), ir.Constant(bits, [23] * code.lanes))
+    exponent = at.shl(at.bitcast(whole, bits), code.alike_bits(23))
     power = at.bitcast(at.add(at.bitcast(value, bits), exponent), code.vector)
     return at.select(at.fcmp_ordered("<", x, code.alike(LEAST)), code.alike(0.0), power)
 

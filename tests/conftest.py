@@ -32,23 +32,23 @@ settings.load_profile("fastresnet")
 
 
 # Files whose tests take longest: begun last, one of them would keep a single worker busy at the end.
-BEGUN_FIRST = (
-    *(
-        "test_distributed.py",
-        "test_compiled.py",
-        "test_sweep_killed.py",
-        "test_kill.py",
-        "test_bench_parallel.py",
-    ),
-    *(
-        "test_bench_time_to.py",
-        "test_bench_loaders.py",
-        "test_ways.py",
-        "test_sync_norm.py",
-        "test_torture.py",
-    ),
-    *("test_determinism.py", "test_postgres_sweep.py", "test_wheel.py", "test_sources.py", "test_augment.py"),
-)
+BEGUN_FIRST = {
+    "test_distributed.py",
+    "test_compiled.py",
+    "test_sweep_killed.py",
+    "test_kill.py",
+    "test_bench_parallel.py",
+    "test_bench_time_to.py",
+    "test_bench_loaders.py",
+    "test_ways.py",
+    "test_sync_norm.py",
+    "test_torture.py",
+    "test_determinism.py",
+    "test_postgres_sweep.py",
+    "test_wheel.py",
+    "test_sources.py",
+    "test_augment.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

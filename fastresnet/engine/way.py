@@ -12,6 +12,7 @@ from fastresnet.optim import Lookahead
 
 if TYPE_CHECKING:
     from fastresnet.engine.step import TrainStep
+    from fastresnet.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,16 @@ class Way:
     kernels: str = "eager"
     convs: str = "direct"
     graphs: bool = False
+
+    @classmethod
+    def asked(cls, config: RunConfig) -> Way:
+        """Return how a config has steps done, with ``auto`` as plain as can be."""
+        return cls(
+            compile=config.compile if config.compile != "auto" else "off",
+            kernels=config.kernels if config.kernels != "auto" else "eager",
+            convs=config.convs if config.convs != "auto" else "direct",
+            graphs=config.graphs == "on",
+        )
 
 
 def graph_obstacle(step: TrainStep) -> str | None:

@@ -213,7 +213,7 @@ class _Painter:
             for i, line in enumerate(lines):
                 self._text(left + width / 2, box_top - 8.5 - 9.5 * i, line, "ink", size=8, ha="center")
             self._join_up(left, left + width, box_top - box_height / 2)
-            if self.spec.block != "plain":
+            if self.spec.has_shortcuts:
                 self._shortcut(left, left + width, box_top, box_height, detail is not None)
             if detail is not None:
                 self._text(left + width / 2, box_top + ARCH + 5, detail, "series1", size=7.5, ha="center")
@@ -285,9 +285,9 @@ class _Painter:
 
     def _legend(self, y: float) -> None:
         act = self.spec.activation.replace("_", " ")
-        rate, has_shortcuts = self.spec.dropout.block, self.spec.block != "plain"
+        rate = self.spec.dropout.block
         lines: tuple[str, ...]
-        if has_shortcuts:
+        if self.spec.has_shortcuts:
             dropout = f", dropout {rate:g} comes before the last" if rate else ""
             lines = (
                 f"In a block every convolution is followed by BN and {act}{dropout};",
@@ -301,7 +301,7 @@ class _Painter:
         for i, line in enumerate(lines):
             self._text(BOXES_AT, y - 12 * i, line, "muted", size=8.5)
         y -= 12 * len(lines)
-        if not has_shortcuts:
+        if not self.spec.has_shortcuts:
             return
         for x, name, width, text in (
             (BOXES_AT, "series1", 1.5, "convolution and BN"),
