@@ -207,5 +207,14 @@ def standings(record: dict[str, Any]) -> list[Summary]:
     )
 
 
+def tries(record: dict[str, Any]) -> dict[Row, list[dict[str, Any]]]:
+    """Return the runs by which searches chose, by row, the rows by name and epochs; no figure counts them."""
+    rows = {row_of(run) for run in record["runs"] if run["role"] == SEARCH}
+    return {
+        row: runs_of(record, row, SEARCH)
+        for row in sorted(rows, key=lambda row: (row.name, row.epochs or 0, row.science))
+    }
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import FIGURE, SEARCH, Row, Summary, row_of, runs_of, standings
+from fastresnet.bench.board import Row, Summary, row_of, runs_of, standings, tries
 from fastresnet.bench.comparison import Ratio, compare, find_row
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.report.palette import LIGHT
+from fastresnet.words import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKS = {
     "reaches": "yes",
@@ -76,6 +82,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         ]
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
+    lines += _tries_note(record)
     if not energy and record.get("energy"):
         lines += ["", f"No energy was read: {record['energy']}."]
     elif energy:
@@ -120,6 +127,15 @@ def packing_notes(record: dict[str, Any]) -> list[str]:
     if record.get("at_once"):
         lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['at_once']))}."]
     return lines
+
+
+def _tries_note(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph that tells what searches tried, where there were some."""
+    told = []
+    for row, runs in tries(record).items():
+        mean = statistics.fmean(run["accuracy"] for run in runs)
+        told.append(f"{row.label}: {mean:.4f} ({counted(len(runs), 'run')})")
+    return ["", f"Tried by search, mean accuracy of runs on seeds of their own: {'; '.join(told)}."] if told else []
 
 
 def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
@@ -215,9 +231,17 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def draw(record: dict[str, Any]) -> bytes:
-    """Return a PNG: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
+    """Return :func:`figure_of` the record as a PNG."""
+    buffer = io.BytesIO()
+    figure_of(record).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
-    Runs that were at once are dotted and end in an angular marker, as their seconds are no latency.
+
+def figure_of(record: dict[str, Any]) -> Figure:
+    """Return a figure: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
+
+    Runs that were at once are dotted and end in an angular marker, as their seconds are no latency. A search's tries
+    end in a hollow one of the colour of the row that it was for, grey while there is none.
     """
     from matplotlib.figure import Figure
 
@@ -225,29 +249,46 @@ def draw(record: dict[str, Any]) -> bytes:
     axes = figure.subplots()
     colours = [value for key, value in LIGHT.items() if key.startswith("series")]
     target = record["settings"]["target"]
-    lowest, highest = 1.0, target
-    for place, line in enumerate(standings(record)):
-        colour = colours[place % len(colours)]
-        runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) == line.row]
-        label: str | None = line.row.label + (" (throughput)" if line.row.at_once > 1 else "")
-        dashes = ":" if line.row.at_once > 1 else "-"
+    rows = [line.row for line in standings(record)]
+    of_row = {row: colours[place % len(colours)] for place, row in enumerate(rows)}
+    of_name = {row.name: of_row[row] for row in reversed(rows)}  # the foremost of several
+    for row, runs in tries(record).items():
+        _draw_runs(axes, runs, of_name.get(row.name, LIGHT["muted"]), "-", "o", label=None, fill="none")
+    for place, row in enumerate(rows):
+        dashes = ":" if row.at_once > 1 else "-"
         marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
-        for run in runs:
-            curve = run.get("curve", [])
-            seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
-            axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9, linestyle=dashes)
-            axes.plot(run["seconds"], run["accuracy"], marker, color=colour, markersize=4, label=label)
-            label = None  # one entry a row
-            lowest, highest = min(lowest, run["accuracy"]), max(highest, run["accuracy"])
+        label = row.label + (" (throughput)" if row.at_once > 1 else "")
+        _draw_runs(axes, runs_of(record, row), of_row[row], dashes, marker, label)
+    if tries(record):
+        axes.plot([], [], "o", color=LIGHT["muted"], markersize=4, fillstyle="none", label="tried by search")
     axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
+    accuracies = [target, *(run["accuracy"] for run in record["runs"])]
     # the last approach to the target is what tells rows apart
-    axes.set_ylim(max(0.0, min(lowest, target) - 0.1), min(1.0, highest + 0.02))
+    axes.set_ylim(max(0.0, min(accuracies) - 0.1), min(1.0, max(accuracies) + 0.02))
     axes.set_xlabel("seconds on the clock")
     axes.set_ylabel(f"test accuracy on {record['settings']['dataset']}")
     axes.set_title(f"every run; {record['environment']['device_name']}")
     axes.grid(color=LIGHT["grid"])
-    if any(run["role"] != SEARCH for run in record["runs"]):
+    if record["runs"]:
         axes.legend(fontsize="small", loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
+
+
+def _draw_runs(
+    axes: Axes,
+    runs: list[dict[str, Any]],
+    colour: str,
+    dashes: str,
+    marker: str,
+    label: str | None,
+    *,
+    fill: Literal["full", "none"] = "full",
+) -> None:
+    """Draw each run's curve and where it ended; the first carries the ``label`` of all."""
+    for run in runs:
+        curve = run.get("curve", [])
+        seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
+        axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9, linestyle=dashes)
+        end = run["seconds"], run["accuracy"]
+        axes.plot(*end, marker, color=colour, markersize=4, fillstyle=fill, label=label)
+        label = None

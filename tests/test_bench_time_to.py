@@ -34,7 +34,7 @@ from fastresnet.bench.board import (
     summarise,
     verdict_of,
 )
-from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.board_page import draw, figure_of, to_markdown
 from fastresnet.bench.comparison import compare, find_row, welch
 from fastresnet.bench.contestants import default_names
 from fastresnet.bench.energy import EnergyMeter
@@ -269,11 +269,10 @@ def test_a_search_is_run_again_on_fresh_seeds(
     record = read(out)
     (line,) = standings(record)
     assert line.row.epochs == 5 and line.runs == 3 and line.searched and line.verdict == "reaches"
-    assert (
-        record["not_measured"] == []
-        and "| 5 † |" in to_markdown(record)
-        and "chosen by search" in to_markdown(record)
-    )
+    page = to_markdown(record)
+    assert record["not_measured"] == [] and "| 5 † |" in page and "chosen by search" in page
+    tried = re.findall(r"(\d+) epochs: (0\.\d+) \((\d) runs\)", page)
+    assert tried == [(e, "0.9500" if int(e) >= 5 else "0.4000", "2") for e in ("3", "4", "5", "6", "12")]
     assert bench(*own).exit_code == 0 and len(trained) == len(searched) + 3  # complete: nothing to do
 
     # Had fresh seeds not borne it out, a longer one would be looked for, and its figure run.
@@ -332,6 +331,11 @@ def test_standings() -> None:
     assert [line.searched for line in lines] == [False, False, False, True, False, False]
     tried = record_of(runs, [lone])  # by a search that found another
     assert not summarise(tried, lone).searched
+    ends = [each for each in figure_of(record).axes[0].lines if each.get_marker() not in ("None", None)]
+    drawn = [float(each.get_ydata()[0]) for each in ends if len(each.get_ydata())]
+    assert sorted(drawn) == sorted(run["accuracy"] for run in runs)  # every run, a search's tries among them
+    hollow = [each for each in ends if each.get_fillstyle() == "none" and len(each.get_ydata())]
+    assert [float(each.get_ydata()[0]) for each in hollow] == [0.5]
     assert lines[1].seconds == 9.5 and lines[3].runs == 1  # what a search tried is not counted
     assert summarise(record, sure).crossed == 2 and summarise(record, sure).energy_j == 500
     assert summarise(record, quick).dates == ("2026-01-01", "2026-01-02", "2026-01-03")
