@@ -23,7 +23,7 @@ from fastresnet.bench.intervals import LEVEL, two_sided
 from fastresnet.errors import RefusedValue, UserError, did_you_mean
 from fastresnet.recipe import Recipe
 from fastresnet.recipe_parts import Part, matching
-from fastresnet.sweep_cells import mentioned, science_of
+from fastresnet.sweep_cells import learned_of, mentioned, science_of
 from fastresnet.toml_model import at_line, read_model, read_text, source_name
 
 BASE = "base"
@@ -103,57 +103,81 @@ class Factors:
                 )
         return cls(base=base, factors=tuple(each for each in found if not only or each.name in only))
 
-    def contestants(self, archs: Sequence[str]) -> list[Contestant]:
-        """Return the base and every factor of each arch, in order; raises UserError for an unknown arch."""
+    def entries(self, archs: Sequence[str], data: Data) -> list[Entry]:
+        """Return the base and every factor of each arch, in order.
+
+        Raises:
+            UserError: an unknown arch; a base that cannot be trained on ``data``.
+        """
         found = []
         for arch in archs:
             base = self.base.with_overrides({"arch": arch})
-            base.arch_spec()
-            found.append(Contestant(name=f"{arch}, {BASE}", recipe=base))
-            found += [
-                Contestant(name=f"{arch}, {factor.name}", recipe=_changed(base, factor))
-                for factor in self.factors
-            ]
+            base.image_sizes(data.dataset.image_size)
+            found.append(Entry(arch=arch, factor=None, recipe=base))
+            found += [_entry(base, factor, data) for factor in self.factors]
         return found
 
-    def left_out(self, archs: Sequence[str], data: Data) -> dict[str, str]:
-        """Return why contestants are not trained on ``data``, by name.
 
-        Their network refuses the sizes of the images, or the base has what they set already.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The base, or a factor on it, with one network.
 
-        Raises:
-            UserError: a base cannot be trained.
-        """
-        reasons = {}
-        for contestant in self.contestants(archs):
-            assert contestant.recipe is not None
-            base = self.base.with_overrides({"arch": contestant.recipe.arch})
-            is_base = contestant.name.endswith(f", {BASE}")
-            try:
-                contestant.recipe.image_sizes(data.dataset.image_size)
-            except UserError as error:
-                if is_base:
-                    raise
-                reasons[contestant.name] = str(error)
-            if not is_base and science_of(contestant.recipe) == science_of(base):
-                reasons[contestant.name] = "it changes nothing: the base has these values already"
-        return reasons
+    Attributes:
+        arch: the network.
+        factor: None for the base.
+        recipe: the base's with the factor.
+        obstacle: why it is not trained, as where the network has no place for the factor; empty where it is.
+    """
 
-    def told(self, archs: Sequence[str], data: Data) -> list[dict[str, Any]]:
-        """Return what a record says of each contestant beside its runs, told from others by ``science``."""
-        factors: list[Factor | None] = [None, *self.factors]
-        pairs = zip(self.contestants(archs), factors * len(archs), strict=True)
-        return [
-            {
-                "science": contestant.row(data).science,
-                "arch": contestant.recipe.arch if contestant.recipe else None,
-                "name": factor.name if factor else BASE,
-                "group": factor.group if factor else "",
-                "set": factor.set if factor else {},
-                "why": factor.why if factor else "",
-            }
-            for contestant, factor in pairs
-        ]
+    arch: str
+    factor: Factor | None
+    recipe: Recipe
+    obstacle: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its rows."""
+        return f"{self.arch}, {self.factor.name if self.factor else BASE}"
+
+    @property
+    def contestant(self) -> Contestant:
+        """What is trained."""
+        return Contestant(name=self.name, recipe=self.recipe)
+
+    def told(self, data: Data) -> dict[str, Any]:
+        """Return what a record says of it beside its runs, told from others by ``science``."""
+        factor = self.factor
+        return {
+            "science": self.contestant.row(data).science,
+            "arch": self.arch,
+            "name": factor.name if factor else BASE,
+            "group": factor.group if factor else "",
+            "set": factor.set if factor else {},
+            "why": factor.why if factor else "",
+        }
+
+
+def _entry(base: Recipe, factor: Factor, data: Data) -> Entry:
+    try:
+        recipe = _changed(base, factor)
+        recipe.image_sizes(data.dataset.image_size)
+    except UserError as error:
+        return Entry(arch=base.arch, factor=factor, recipe=base, obstacle=str(error))
+    learned = [learned_of(each, each.arch_spec()) for each in (base, recipe)]
+    same = "it changes nothing: the base has these values already" if learned[0] == learned[1] else ""
+    return Entry(arch=base.arch, factor=factor, recipe=recipe, obstacle=same)
+
+
+def write_told(record: dict[str, Any], entries: Sequence[Entry], data: Data) -> None:
+    """Have the record say what is tried and what is left out, in place of what it said of those before."""
+    told = [entry.told(data) for entry in entries if not entry.obstacle]
+    keys = ("arch", "name", "science")
+    new = {tuple(each[key] for key in keys) for each in told}
+    earlier = [each for each in record["factors"] if tuple(each[key] for key in keys) not in new]
+    record["factors"] = told + earlier
+    names = {entry.name for entry in entries}
+    kept = {name: why for name, why in record.get("left_out", {}).items() if name not in names}
+    record["left_out"] = kept | {entry.name: entry.obstacle for entry in entries if entry.obstacle}
 
 
 def _changed(base: Recipe, factor: Factor) -> Recipe:

@@ -14,6 +14,7 @@ from fastresnet.words import counted
 
 HEADER = (
     "factor",
+    "of",
     "changes",
     "runs",
     "accuracy",
@@ -21,6 +22,7 @@ HEADER = (
     "with flip TTA",
     "training time",
     "verdict",
+    "why tried",
 )
 
 
@@ -82,6 +84,7 @@ def _cells(line: Line) -> list[str]:
     own = "" if line.accuracy_half is None or line.name != BASE else f" ± {line.accuracy_half:.4f}"
     return [
         line.name,
+        line.group,
         _settings(line.set),
         str(line.runs or ""),
         "" if line.accuracy is None else f"{line.accuracy:.4f}{own}",
@@ -89,6 +92,7 @@ def _cells(line: Line) -> list[str]:
         "" if line.accuracy_tta is None else f"{line.accuracy_tta:.4f}",
         "" if line.time_ratio is None else f"{100 * (line.time_ratio - 1):+.1f}%",
         line.verdict,
+        line.why,
     ]
 
 

@@ -15,8 +15,10 @@ trainings get done, not how soon one does: its row is another than that of train
 
 from __future__ import annotations
 
+import hashlib
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +99,20 @@ class Row:
     def changed(self) -> str:
         """What follows the recipe's name: its changes, where there are some."""
         return f" with {self.changes}" if self.changes else ""
+
+
+def labels_of(rows: Iterable[Row]) -> dict[Row, str]:
+    """Return each row's label; of those that share one, as after a change to a recipe, with a digest of its own."""
+    different = list(dict.fromkeys(rows))
+    times = Counter(row.label for row in different)
+    return {
+        row: row.label if times[row.label] == 1 else f"{row.label}, form {_digest(row.science)}"
+        for row in different
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import Row, Summary, row_of, runs_of, standings, tries
+from fastresnet.bench.board import Row, Summary, labels_of, row_of, runs_of, standings, tries
 from fastresnet.bench.comparison import Ratio, compare, find_row
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.report.palette import LIGHT
@@ -44,6 +44,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     energy = any(line.energy_j is not None for line in lines_of)
     cpu = any(line.cpu_s is not None for line in lines_of)
     at_once = any(line.row.at_once > 1 for line in lines_of)
+    labels = labels_of(line.row for line in lines_of)
     header = ["row", "parameters", "epochs", "runs", "accuracy, mean (sd)", "lower bound", "reaches it"]
     header += ["seconds, fixed budget", "seconds, first crossing *"]
     header += ["CPU s a run"] if cpu else []
@@ -59,7 +60,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
-        *(_line(line, cpu, energy, _peer_tta(record, line.row)) for line in lines_of),
+        *(_line(record, line, labels[line.row], cpu, energy) for line in lines_of),
         "",
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
         "lower bound of the mean accuracy does. Seconds are means with 95% intervals. On the clock: moving the data "
@@ -79,6 +80,11 @@ def to_markdown(record: dict[str, Any]) -> str:
             "",
             "CPU seconds are those of all threads: of our rows in initialisation from data, training and final "
             "evaluation, without the workers of a DataLoader; of a peer what it says.",
+        ]
+    if any(label != row.label for row, label in labels.items()):
+        lines += [
+            "",
+            "Rows of one name and different forms are of a recipe or a command that was changed between.",
         ]
     if any(line.searched for line in lines_of):
         lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
@@ -121,8 +127,8 @@ def packing_notes(record: dict[str, Any]) -> list[str]:
         lines = [
             "",
             f"Rows of up to {most} at once are throughput, not latency: each run's clock is its own process's while "
-            "others train beside it on the same device, each with its share of the CPU threads. They are never "
-            "averaged with runs that were alone.",
+            "others train beside it on the same device, each with its share of the CPU threads. A board's first and "
+            "last runs may have had fewer beside them. They are never averaged with those of rows of one at a time.",
         ]
     if record.get("at_once"):
         lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['at_once']))}."]
@@ -135,20 +141,24 @@ def _tries_note(record: dict[str, Any]) -> list[str]:
     for row, runs in tries(record).items():
         mean = statistics.fmean(run["accuracy"] for run in runs)
         told.append(f"{row.label}: {mean:.4f} ({counted(len(runs), 'run')})")
-    return ["", f"Tried by search, mean accuracy of runs on seeds of their own: {'; '.join(told)}."] if told else []
+    return (
+        ["", f"Tried by search, mean accuracy of runs on seeds of their own: {'; '.join(told)}."]
+        if told
+        else []
+    )
 
 
-def _line(line: Summary, cpu: bool, energy: bool, peer_tta: str) -> str:
+def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: bool) -> str:
     row = line.row
     crossing = _seconds(line.crossing_s, line.crossing_half)
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
-    tta = "".join(f", {kind} TTA" for kind in (row.tta, peer_tta) if kind != "none")
+    tta = "".join(f", {kind} TTA" for kind in (row.tta, _peer_tta(record, row)) if kind != "none")
     recipe = f" ({row.arch or row.recipe}{row.changed})" if row.recipe is not None else " (its own clock)"
     apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
     cells = [
-        f"{row.name}{recipe}{tta}{apart}",
+        f"{row.name}{recipe}{tta}{apart}{label.removeprefix(row.label)}",
         f"{row.num_params:,}" if row.num_params is not None else "",
         f"{row.epochs}{' †' if line.searched else ''}" if row.epochs is not None else "",
         str(line.runs or ""),
@@ -204,17 +214,18 @@ def _comparison(record: dict[str, Any]) -> list[str]:
     against = find_row(record, record["against"])
     if against is None:
         return ["", f"Nothing is compared with {record['against']} yet."]
+    labels = labels_of(Row(**row) for row in record["rows"])
     lines = [
         "",
-        f"Against {against.label}, of which a ratio below 1 is faster:",
+        f"Against {labels[against]}, of which a ratio below 1 is faster:",
         "",
         "| row | rounds | seconds, ratio | CPU seconds, ratio | accuracy, difference in points |",
         "|---|---|---|---|---|",
     ]
     for each in compare(record, against):
         half = "" if each.difference_half is None else f" ± {100 * each.difference_half:.2f}"
-        seconds = _ratio(each.seconds) or "they did not take turns"
-        cells = [each.row.label, str(each.rounds or ""), seconds, _ratio(each.cpu_s)]
+        seconds = _ratio(each.seconds) or "no rounds in turn"
+        cells = [labels[each.row], str(each.rounds or ""), seconds, _ratio(each.cpu_s)]
         lines.append(f"| {' | '.join([*cells, f'{100 * each.difference:+.2f}{half}'])} |")
     return [
         *lines,
@@ -254,10 +265,10 @@ def figure_of(record: dict[str, Any]) -> Figure:
     of_name = {row.name: of_row[row] for row in reversed(rows)}  # the foremost of several
     for row, runs in tries(record).items():
         _draw_runs(axes, runs, of_name.get(row.name, LIGHT["muted"]), "-", "o", label=None, fill="none")
-    for place, row in enumerate(rows):
+    for place, (row, label) in enumerate(labels_of(rows).items()):
         dashes = ":" if row.at_once > 1 else "-"
         marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
-        label = row.label + (" (throughput)" if row.at_once > 1 else "")
+        label += " (throughput)" if row.at_once > 1 else ""
         _draw_runs(axes, runs_of(record, row), of_row[row], dashes, marker, label)
     if tries(record):
         axes.plot([], [], "o", color=LIGHT["muted"], markersize=4, fillstyle="none", label="tried by search")

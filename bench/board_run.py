@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastresnet.assembly import Data, build_step, choose_machine
+from fastresnet.assembly import Data, build_step, choose_machine, split_data
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.machine import free_memory
@@ -104,7 +104,11 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     """Return about how many seconds a training takes, by some steps on random labels, evaluations included.
 
     Nothing is compiled for it, but convolutions are compared, which on a CPU a step consists of.
+
+    Raises:
+        UserError: a training of it would be refused.
     """
+    data = split_data(data.dataset, recipe, config)  # which may have been split for another recipe
     plain = config.model_copy(update={"compile": "off", "kernels": "eager", "graphs": "off"})
     chosen = choose_machine(plain)
     train_split, test = data.splits["train"], data.splits["test"]

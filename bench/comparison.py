@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.bench.board import FIGURE, Row, row_of, runs_of
+from fastresnet.bench.board import FIGURE, Row, labels_of, row_of, runs_of
 from fastresnet.bench.intervals import LEVEL, t_quantile, two_sided
 
 
@@ -46,9 +46,11 @@ class Comparison:
 
 def find_row(record: dict[str, Any], name: str) -> Row | None:
     """Return the row of that label or name, the last of several; None where there is none."""
-    rows = [Row(**row) for row in record["rows"]]
-    named = [row for row in rows if row.label == name] or [row for row in rows if row.name == name]
-    return named[-1] if named else None
+    labels = labels_of(Row(**row) for row in record["rows"])
+    for name_of in (labels.__getitem__, lambda row: row.label, lambda row: row.name):
+        if named := [row for row in labels if name_of(row) == name]:
+            return named[-1]
+    return None
 
 
 def compare(record: dict[str, Any], against: Row) -> list[Comparison]:
@@ -82,19 +84,27 @@ def _rounds(record: dict[str, Any], row: Row, against: Row) -> list[tuple[dict[s
     """Return the pairs of runs of one seed that followed each other, each done with nothing beside it."""
     if row.at_once > 1 or against.at_once > 1:
         return []
-    runs = [run for run in record["runs"] if run["role"] == FIGURE and row_of(run) in (row, against)]
-    return [
-        (one, other) if row_of(one) == row else (other, one)
-        for one, other in itertools.pairwise(runs)
-        if row_of(one) != row_of(other) and one["seed"] == other["seed"] and _follow(one, other)
+    runs = record["runs"]
+    places = [
+        place for place, run in enumerate(runs) if run["role"] == FIGURE and row_of(run) in (row, against)
     ]
+    pairs = []
+    for place, next_place in itertools.pairwise(places):
+        one, other = runs[place], runs[next_place]
+        busy_s = sum(run["process_s"] for run in runs[place:next_place])
+        if row_of(one) != row_of(other) and one["seed"] == other["seed"] and _follow(one, other, busy_s):
+            pairs.append((one, other) if row_of(one) == row else (other, one))
+    return pairs
 
 
-def _follow(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the other run began after the one, with a pause no longer than the one took, or a minute."""
+def _follow(one: dict[str, Any], other: dict[str, Any], busy_s: float) -> bool:
+    """Whether the other run began after the one, idle between no longer than the one took, or a minute.
+
+    ``busy_s`` are the seconds of the one and of all that was run between the two.
+    """
     began, then = (datetime.datetime.fromisoformat(run["started"]) for run in (one, other))
     later_s = (then - began).total_seconds()
-    return 0 <= later_s <= one["process_s"] + max(60.0, one["process_s"])
+    return 0 <= later_s <= busy_s + max(60.0, one["process_s"])
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:

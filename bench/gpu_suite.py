@@ -69,7 +69,7 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
     archs = "resnet8,resnet24,resnet86"
     every = (
         "resnet10-1,resnet10-2,resnet12,resnet16,resnet20,resnet24,resnet32,resnet48,resnet86,resnet8,"
-        "n3-b2-c85-p8,improved-resnet,resnet18-c42"
+        "n3-b2-c85-p8,improved-resnet,resnet18-c42,fastresnet8"
     )
     if rehearse:
         sizes = {
@@ -93,7 +93,7 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
             "kernels": ("--arch", "resnet24", "--batch-size", "512"),
             "throughput": ("--arch", archs, "--batch-size", "512"),
             "loaders": ("--quick",),
-            "time-to": ("--archs", "resnet8,resnet24", "--runs", "3"),
+            "time-to": ("--archs", "resnet8,resnet24,fastest", "--runs", "3"),
         }
     tests = ("test_kernels_geometry.py",) if rehearse else KERNEL_TESTS
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider")

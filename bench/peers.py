@@ -90,10 +90,12 @@ class Peer:
         if not isinstance(found, dict) or not _is_answer(found):
             raise UserError(
                 f"--peer {self.name} must print, last, one JSON line with accuracy (0 to 1), seconds and clock (what "
-                f"the seconds cover), and perhaps cpu_s, seconds too; it printed {last[:200]!r}"
+                f"the seconds cover), and perhaps cpu_s, seconds too; it printed {last[:200]!a}"
             )
         kept = {key: found[key] for key in (*REQUIRED, *OPTIONAL_NUMBERS) if found.get(key) is not None}
-        return kept | {key: str(found[key]) for key in OPTIONAL_WORDS if found.get(key)}
+        words = {key: str(found[key]) for key in ("clock", *OPTIONAL_WORDS) if found.get(key)}
+        # they stand in a page's paragraphs
+        return kept | {key: " ".join(text.split()) for key, text in words.items()}
 
 
 def _is_answer(found: dict[str, Any]) -> bool:
@@ -109,7 +111,17 @@ def _is_answer(found: dict[str, Any]) -> bool:
         and all(map(_is_duration, durations))
         and isinstance(clock, str)
         and bool(clock.strip())
+        and all(_is_text(str(found[key])) for key in ("clock", *OPTIONAL_WORDS) if found.get(key))
     )
+
+
+def _is_text(words: str) -> bool:
+    """Whether a file in UTF-8 can hold them; JSON may have half a character."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_duration(value: Any) -> bool:

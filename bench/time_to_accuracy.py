@@ -10,19 +10,13 @@ interrupted cannot be timed.
 from __future__ import annotations
 
 import datetime
-import fcntl
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
-from fastresnet.atomic import explain_os_error
 from fastresnet.bench.at_once import found_in, settle, shared
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
@@ -36,6 +30,8 @@ from fastresnet.errors import UserError
 from fastresnet.run import RunConfig, git_sha
 from fastresnet.signals import held
 
+ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
+SAME_OF_A_PEER = ("repository", "commit", "changes", "clock", "tta")  # in all runs of a row
 SEARCH_SEEDS = 1_000_000  # a search's runs take seeds from here on, the figures' from 0: never the same
 
 
@@ -111,13 +107,16 @@ class Board:
     def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
         """Return the next run of each row that has one, beside those that are ``under_way``.
 
-        Rows that a search has yet to choose are not in the record.
+        Rows that a search has yet to choose are not in the record. No figure is run while a search goes on, so that all
+        rows take turns.
         """
         found = [
             job
             for contestant in self.contestants
             if (job := self._next(contestant, under_way)) is not None and job.row.label not in self.failed
         ]
+        if any(job.role == SEARCH for job in (*found, *under_way)):
+            found = [job for job in found if job.role == SEARCH]
         return sorted(found, key=lambda job: job.seed % SEARCH_SEEDS)  # stable: rows in order
 
     def _next(self, contestant: Contestant, under_way: Sequence[Job]) -> Job | None:
@@ -139,10 +138,20 @@ class Board:
         row = self.row(contestant)
         if row not in (Row(**each) for each in self.record["rows"]):
             self.record["rows"].append(asdict(row))
+        self._ask(row)
         done = {run["seed"] for run in runs_of(self.record, row)}
         done |= {job.seed for job in under_way if job.row == row}
         left = [seed for seed in range(self.runs) if seed not in done]
         return Job(contestant=contestant, row=row, role=FIGURE, seed=left[0]) if left else None
+
+    def _ask(self, row: Row) -> None:
+        """Have the record say how many runs of a row were asked for last, which a later command for others keeps."""
+        asked = self.record.setdefault("asked", [])
+        for each in asked:
+            if Row(**each["row"]) == row:
+                each["runs"] = self.runs
+                return
+        asked.append({"row": asdict(row), "runs": self.runs})
 
     def _decide(self, contestant: Contestant) -> Try | Found:
         assert contestant.recipe is not None
@@ -170,12 +179,12 @@ class Board:
             Interrupted: a signal asked to stop; the run that was under way will be done again.
         """
         meter = EnergyMeter(choose_machine(self.config).device)
-        self.record["energy"] = (
-            meter.obstacle
-            or "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
-        )
-        self._fill_at_once(runs_dir, out_of_time)
+        if not any(run["energy_j"] is not None for run in self.record["runs"]):
+            self.record["energy"] = meter.obstacle or ENERGY
         while (jobs := self.jobs()) and not out_of_time():
+            if any(job.row.at_once > 1 for job in jobs):
+                self._fill_at_once(runs_dir, out_of_time)
+                continue
             for job in jobs:
                 if out_of_time():
                     break
@@ -205,11 +214,23 @@ class Board:
             before = meter.read()
             found = job.contestant.peer.run(job.seed)
             after = meter.read()
+            self._check_same_peer(job, found)
             used = None if before is None or after is None else after - before
             return begun | found | {"energy_j": used}
         assert job.contestant.recipe is not None
         config = self._config(job, self.config)
         return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
+
+    def _check_same_peer(self, job: Job, found: dict[str, Any]) -> None:
+        """Raise UserError where the peer says that it is another than its row's earlier runs said."""
+        for run in runs_of(self.record, job.row)[-1:]:
+            for key in SAME_OF_A_PEER:
+                if run.get(key) != found.get(key):
+                    then, now = (textwrap.shorten(str(each.get(key)), 60) for each in (run, found))
+                    raise UserError(
+                        f"its {key} is {now!r} and was {then!r} in its earlier runs; give --peer another name, as "
+                        "another row"
+                    )
 
     def _config(self, job: Job, config: RunConfig) -> RunConfig:
         """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found.
@@ -271,7 +292,13 @@ class Board:
     def keep(self) -> None:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self._is_settled:
-            self.record["not_measured"] = [job.row.label for job in self.jobs()]
+            searching = [job.row.label for job in self.jobs() if job.role == SEARCH]
+            missing = [
+                row.label
+                for row, runs in ((Row(**each["row"]), each["runs"]) for each in self.record.get("asked", ()))
+                if len(runs_of(self.record, row)) < runs and row.label not in self.record.get("failed", {})
+            ]
+            self.record["not_measured"] = list(dict.fromkeys(searching + missing))
         with held():
             self.save(self.record)
 
@@ -279,33 +306,3 @@ class Board:
 def _told(run: dict[str, Any], job: Job) -> str:
     crossing = "" if run["crossing_s"] is None else f", first crossing at {run['crossing_s']:.2f} s"
     return f"{job.row.label}, {job.named}: {run['accuracy']:.4f} in {run['seconds']:.2f} s{crossing}"
-
-
-@contextmanager
-def own_runs_dir(out: Path) -> Iterator[Path]:
-    """Yield a folder for the runs of the board at ``out``, which no other process fills meanwhile.
-
-    It lies among the temporary files, is found again after a kill, and is gone afterwards.
-
-    Raises:
-        UserError: another process fills this board.
-    """
-    digest = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"fastresnet-board-{os.getuid()}-{digest}"
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115 - held while the board is filled
-    except OSError as error:
-        raise explain_os_error(error, f"cannot use {folder}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process fills the board {out}; wait for it, or choose another --out"
-            ) from None
-        try:
-            shutil.rmtree(folder / "runs", ignore_errors=True)  # of a process that was killed
-            yield folder / "runs"
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

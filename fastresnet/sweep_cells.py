@@ -69,8 +69,8 @@ class Cell:
         Args:
             conditions: the data and seed, as JSON types.
         """
-        science = science_of(self.recipe) | {"arch": self.spec.slug, "activation": None, "dropout": None}
-        canonical = json.dumps([science, dict(conditions)], sort_keys=True, separators=(",", ":"))
+        learned = learned_of(self.recipe, self.spec)
+        canonical = json.dumps([learned, dict(conditions)], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -81,6 +81,11 @@ def science_of(recipe: Recipe) -> dict[str, Any]:
     """
     words = {"name", "description", "reported", "open_choices"}
     return recipe.model_dump(mode="json", exclude=words, exclude_defaults=True)
+
+
+def learned_of(recipe: Recipe, spec: ArchSpec) -> dict[str, Any]:
+    """Return :func:`science_of` a recipe with its network ``spec`` as a slug, in place of how it was named."""
+    return science_of(recipe) | {"arch": spec.slug, "activation": None, "dropout": None}
 
 
 @dataclass(frozen=True, kw_only=True)

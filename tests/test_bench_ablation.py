@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from tiny_runs import ARCH
 from typer.testing import CliRunner, Result
 
 from fastresnet.bench import continued
-from fastresnet.bench.ablation import BASE, Factors, tables, verdict_of
+from fastresnet.bench.ablation import BASE, Entry, Factor, Factors, tables, verdict_of, write_told
 from fastresnet.bench.ablation_page import to_markdown
-from fastresnet.bench.time_to_accuracy import own_runs_dir
+from fastresnet.bench.board_folder import own_runs_dir
 from fastresnet.cli.main import app
 from fastresnet.recipe import load_recipe
 from fastresnet.sweep_cells import science_of
@@ -34,6 +35,9 @@ group = "averaging"
 set = { "ema" = "none" }
 why = "it may not pay"
 """
+
+# What judging needs to know of a data set.
+IMAGES: Any = SimpleNamespace(dataset=SimpleNamespace(image_size=32, num_classes=10))
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +95,10 @@ def test_an_ablation_killed_and_gone_on_with(factors: Path, data: Path, tmp_path
     assert page in done.stdout and bench("--show", out).stdout == page
     assert "of 2 factors judged here about 0.1 would be said to help or hurt" in page
     assert "The base is `fast` with `batch_size` 16, `optimizer.lr` 0.05." in page
-    assert "| lr-double | `optimizer.lr` 0.1 | 2 |" in page and page.partition("\n\n")[2] in docs.read_text()
+    assert (
+        "| lr-double | learning rate | `optimizer.lr` 0.1 | 2 |" in page
+        and page.partition("\n\n")[2] in docs.read_text()
+    )
 
     # Another base or machine would be another ablation.
     assert "epochs was 2 and is 3" in refused("bench", "ablation", *own[:-1], "3")
@@ -158,18 +165,63 @@ def test_a_factor_that_the_base_has_already_is_left_out_and_others_are_judged(
     assert bench(*own[:-8], "--out", out, *own[-6:], "--only", "lr-double").exit_code == 0
 
 
-def test_the_packaged_factors_each_change_the_recipe_in_their_own_way() -> None:
+@pytest.mark.parametrize("arch", ["resnet8", "resnet24", "n3-b1-c32", "fastresnet8"])
+def test_the_packaged_factors_each_change_the_recipe_in_their_own_way(arch: str) -> None:
+    """Where a network has no place for a factor, that is left out and the others are judged."""
     base = load_recipe("fast").with_overrides({"tta": "flip"})
-    found = Factors.load("fast", base)
-    sciences = [json.dumps(science_of(c.recipe)) for c in found.contestants(["resnet8"]) if c.recipe]
-    assert len(set(sciences)) == len(sciences) == len(found.factors) + 1
-    for contestant in found.contestants(["resnet8"]):
-        assert contestant.recipe is not None
-        # no candidate changes how many parameters there are
-        assert (
-            contestant.recipe.arch_spec().num_params()
-            == found.base.with_overrides({"arch": "resnet8"}).arch_spec().num_params()
-        )
+    factors = Factors.load("fast", base)
+    entries = factors.entries([arch], IMAGES)
+    assert [entry.name for entry in entries] == [
+        f"{arch}, {name}" for name in (BASE, *(factor.name for factor in factors.factors))
+    ]
+    judged = [entry.recipe for entry in entries if not entry.obstacle]
+    sciences = [json.dumps(science_of(recipe)) for recipe in judged]
+    assert len(set(sciences)) == len(sciences)
+    obstacles = {entry.name.removeprefix(f"{arch}, "): entry.obstacle for entry in entries if entry.obstacle}
+    assert set(obstacles) == {
+        "resnet8": {"resize-24", "resize-24-28"},  # its head is for maps of one size
+        "fastresnet8": {"zero-gamma", "gelu"},
+    }.get(arch, set())
+    if arch == "fastresnet8":
+        assert "changes nothing" in obstacles["gelu"]
+
+
+def test_the_packaged_factors_are_what_their_names_say_of_the_recipe_as_it_is() -> None:
+    base = load_recipe("fast")
+    recipes = {factor.name: base.with_overrides(factor.set) for factor in Factors.load("fast", base).factors}
+
+    def of(name: str, key: str) -> Any:
+        value = recipes[name] if name else base
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+    for key, name in (("optimizer.lr", "lr"), ("optimizer.other_lr", "other-lr")):
+        assert of(f"{name}-half", key) == pytest.approx(of("", key) / 2)
+        assert of(f"{name}-double", key) == pytest.approx(of("", key) * 2)
+    for name in ("batch-64", "batch-256"):
+        times = of(name, "batch_size") / base.batch_size
+        assert of(name, "optimizer.lr") == pytest.approx(of("", "optimizer.lr") * times**0.5, rel=0.02)
+        assert of(name, "optimizer.other_lr") == pytest.approx(of("", "optimizer.other_lr") * times)
+        assert of(name, "ema.decay") == pytest.approx(of("", "ema.decay") ** times, rel=1e-3)
+    assert of("decay-x4", "optimizer.weight_decay") == pytest.approx(4 * of("", "optimizer.weight_decay"))
+    assert of("sgd-0.6", "optimizer.lr") == 2 * of("sgd-0.3", "optimizer.lr")
+
+
+def test_what_is_left_out_is_told_of_the_last_command() -> None:
+    base = load_recipe("fast").with_overrides({"batch_size": 16, "arch": ARCH})
+
+    def entries(why: str, settings: dict[str, Any]) -> list[Entry]:
+        factor = Factor(name="f", group="g", set=settings, why=why)
+        return Factors(base=base, factors=(factor,)).entries([ARCH], IMAGES)
+
+    record: dict[str, Any] = {"factors": []}
+    write_told(record, entries("at first", {"batch_size": 16}), IMAGES)
+    assert list(record["left_out"]) == [f"{ARCH}, f"]
+    write_told(record, entries("then", {"batch_size": 8}), IMAGES)
+    write_told(record, entries("at last", {"batch_size": 8}), IMAGES)
+    assert record["left_out"] == {}
+    assert [(each["name"], each["why"]) for each in record["factors"]] == [(BASE, ""), ("f", "at last")]
 
 
 @pytest.mark.parametrize(
@@ -271,9 +323,9 @@ def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
     assert good.difference == pytest.approx(0.01) and good.time_ratio == pytest.approx(1.1)
     assert table.judged == 3
     page = to_markdown(record)
-    assert "| good | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% | helps |" in page
+    assert "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% | helps | w |" in page
     # 12.706 * sd(0.82, 0.79) / sqrt(2)
-    assert "| base |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  |" in page
+    assert "| base | g |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  | w |" in page
 
 
 def test_runs_at_once_are_compared_with_runs_at_once_alone() -> None:

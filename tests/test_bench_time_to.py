@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import signal
@@ -19,41 +18,31 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
+from board_records import TINY, bench, read, refusal
 from tiny_runs import write_tiny
-from typer.testing import CliRunner, Result
 
 from fastresnet.arch import get_arch
+from fastresnet.assembly import open_data
 from fastresnet.bench import board_estimate, board_run, time_to_accuracy
 from fastresnet.bench.board import (
     Row,
     check_target,
     resolve_target,
-    runs_of,
     standings,
-    summarise,
-    verdict_of,
 )
-from fastresnet.bench.board_page import draw, figure_of, to_markdown
-from fastresnet.bench.comparison import compare, find_row, welch
+from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.contestants import default_names
 from fastresnet.bench.energy import EnergyMeter
-from fastresnet.bench.peers import Peer
-from fastresnet.bench.record import publishable
 from fastresnet.catalogue import BUDGET
 from fastresnet.cli.bench_time_to import contestants
-from fastresnet.cli.main import app
+from fastresnet.engine.listener import Listener
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
-from fastresnet.recipe import Recipe
+from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
 
 FAR = 300.0
-TINY = (
-    *("--archs", "n2-b1-c4", "--set", "batch_size=16", "--set", "optimizer.lr=0.05", "--target", "0.5"),
-    *("--device", "cpu", "--threads", "1", "--compile", "off"),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -64,21 +53,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny.npz")
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["bench", "time-to", *map(str, arguments)])
-
-
-def read(path: Path) -> dict[str, Any]:
-    record = json.loads(path.read_text())
-    assert isinstance(record, dict)
-    return record
-
-
-def refusal(result: Result) -> str:
-    assert isinstance(result.exception, UserError), result.output
-    return str(result.exception)
 
 
 def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
@@ -286,71 +260,6 @@ def test_a_search_is_run_again_on_fresh_seeds(
     assert (refuted.row.epochs, refuted.verdict, refuted.searched) == (5, "below", True)
 
 
-def record_of(runs: list[dict[str, Any]], rows: list[Row], **changes: Any) -> dict[str, Any]:
-    where = {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0", "cores": 1}
-    settings = {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 2}
-    record = {"environment": where, "settings": settings, "command": "x", "energy": "of the whole GPU"}
-    return record | {"rows": [vars(row) for row in rows], "runs": runs, "not_measured": []} | changes
-
-
-def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any) -> dict[str, Any]:
-    plain = {
-        "role": "figure",
-        "crossing_s": None,
-        "energy_j": None,
-        "date": "2026-01-01",
-        "curve": [],
-        "git": "aaa",
-        "started": "2026-01-01T00:00:00+00:00",
-        "process_s": seconds,
-    }
-    return {"row": vars(row), "seed": seed, "accuracy": accuracy, "seconds": seconds} | plain | changes
-
-
-def row(name: str, **changes: Any) -> Row:
-    plain: dict[str, Any] = {"recipe": "fast", "science": name, "num_params": 5, "epochs": 8, "tta": "none"}
-    return Row(name=name, **plain | changes)
-
-
-def test_standings() -> None:
-    sure, quick, marked, below, lone, none = map(row, ("sure", "quick", "marked", "below", "lone", "none"))
-    runs = [
-        *(run_of(sure, i, a, 9 + i, crossing_s=8.0, energy_j=500.0) for i, a in enumerate((0.9424, 0.9426))),
-        *(run_of(quick, i, 0.9401, 5, date=f"2026-01-0{i + 1}") for i in range(3)),
-        *(run_of(marked, i, a, 4) for i, a in enumerate((0.90, 0.99))),
-        *(run_of(below, i, 0.93, 3) for i in range(2)),
-        run_of(lone, 0, 0.99, 1),
-        run_of(lone, 1_000_000, 0.5, 1, role="search"),
-    ]
-    record = record_of(runs, [none, below, marked, quick, sure, lone], found=[vars(lone)])
-    lines = standings(record)
-    assert [(line.row.name, line.verdict) for line in lines] == [
-        *(("quick", "reaches"), ("sure", "reaches"), ("marked", "mean only")),
-        *(("lone", "one run"), ("below", "below"), ("none", "unmeasured")),
-    ]
-    assert [line.searched for line in lines] == [False, False, False, True, False, False]
-    tried = record_of(runs, [lone])  # by a search that found another
-    assert not summarise(tried, lone).searched
-    ends = [each for each in figure_of(record).axes[0].lines if each.get_marker() not in ("None", None)]
-    drawn = [float(each.get_ydata()[0]) for each in ends if len(each.get_ydata())]
-    assert sorted(drawn) == sorted(run["accuracy"] for run in runs)  # every run, a search's tries among them
-    hollow = [each for each in ends if each.get_fillstyle() == "none" and len(each.get_ydata())]
-    assert [float(each.get_ydata()[0]) for each in hollow] == [0.5]
-    assert lines[1].seconds == 9.5 and lines[3].runs == 1  # what a search tried is not counted
-    assert summarise(record, sure).crossed == 2 and summarise(record, sure).energy_j == 500
-    assert summarise(record, quick).dates == ("2026-01-01", "2026-01-02", "2026-01-03")
-    page = to_markdown(record)
-    assert "only its mean: not shown to reach it" in page and "| unmeasured |" in page
-    assert "after every 2 epochs" in page and "| 2026-01-01 to 2026-01-03 |" in page and "| 500 |" in page
-    assert draw(record).startswith(b"\x89PNG") and draw(record_of([], [none])).startswith(b"\x89PNG")
-
-
-def test_two_runs_close_above_the_target_reach_it_only_if_the_bound_does() -> None:
-    assert verdict_of([0.942, 0.943], 0.94) == "mean only"  # the bound is 0.9425 - 6.314 * 0.0005
-    assert verdict_of([0.9424, 0.9426], 0.94) == "reaches"
-    assert verdict_of([0.93, 0.93], 0.94) == "below" and verdict_of([], 0.94) == "unmeasured"
-
-
 def test_the_target_is_asked_for_where_there_is_none() -> None:
     assert resolve_target(None, "CIFAR-10") == 0.94 and resolve_target(0.5, "shapes") == 0.5
     with pytest.raises(UserError, match=r"reach on CIFAR-10-J75 with --target; the usual one is 0\.906$"):
@@ -366,41 +275,6 @@ def test_a_whole_board_is_the_reports_archs_and_ours() -> None:
     assert (len(names), names[0], names[-1]) == (13, "resnet10-1", "fastest")
     for name in names[:12]:
         assert get_arch(name).num_params() < BUDGET
-
-
-@pytest.mark.parametrize(
-    ("command", "complaint"),
-    [
-        ("exit 3", "exited with 3: it said nothing"),
-        ("echo oh no >&2; exit 1", "exited with 1: oh no"),
-        ("echo 94", "must print, last, one JSON line"),
-        ('echo \'{"accuracy": 94, "seconds": 1, "clock": "x"}\'', "accuracy (0 to 1)"),
-        ('echo \'{"accuracy": 0.94, "seconds": true, "clock": "x"}\'', "must print, last"),
-        ("true", "it printed ''"),
-        (f"echo '{'[' * 100_000}'", "must print, last"),
-        ('echo \'{"accuracy": 0.94, "seconds": 1e400, "clock": "x"}\'', "must print, last"),
-        ('echo \'{"accuracy": 0.94, "seconds": 1, "clock": " "}\'', "must print, last"),
-        ('echo \'{"accuracy": 0.94, "seconds": 1, "clock": "x", "cpu_s": "2"}\'', "must print, last"),
-    ],
-)
-def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> None:
-    with pytest.raises(UserError) as refused:
-        Peer.parse(f"other={command}").run(0)
-    assert str(refused.value).startswith("--peer other ") and complaint in str(refused.value)
-
-
-def test_a_peer_is_not_waited_for_longer_than_it_runs() -> None:
-    """What it leaves running has its output open still, and is ended with it."""
-    line = '{"accuracy": 0.9, "seconds": 1, "clock": "x"}'
-    run = Peer.parse(f"other=sleep 100000 & echo '{line}'").run(0)
-    assert run["accuracy"] == 0.9
-
-
-def test_a_peer_that_takes_too_long_is_ended() -> None:
-    begun = time.monotonic()
-    with pytest.raises(UserError, match=r"was ended after 0\.005 minutes, which is --peer-minutes"):
-        Peer.parse("other=sleep 100000", 0.005).run(0)
-    assert time.monotonic() - begun < FAR
 
 
 def test_what_fails_is_left_out_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
@@ -441,84 +315,6 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
         out.write_text(json.dumps(record | wrong))
         assert str(out) in refusal(bench(*own)), wrong
     assert "is damaged, or of an earlier form" in refusal(bench(*own))
-
-
-def test_a_row_is_compared_round_by_round() -> None:
-    ours, theirs, later = row("ours"), row("theirs", recipe=None, epochs=None), row("later")
-    runs = [
-        run_of(ours, 0, 0.94, 8, cpu_s=16.0),
-        run_of(theirs, 0, 0.93, 4, cpu_s=4.0, clock="x"),
-        run_of(theirs, 1, 0.92, 12, cpu_s=12.0, clock="x"),  # the other way round
-        run_of(ours, 1, 0.95, 6, cpu_s=12.0),
-        run_of(ours, 2, 0.96, 3, cpu_s=6.0),
-        run_of(theirs, 3, 0.925, 9, cpu_s=9.0, clock="x"),
-        run_of(theirs, 4, 0.925, 9, cpu_s=9.0, clock="x"),
-        run_of(ours, 4, 0.95, 6, cpu_s=12.0, started="2026-01-01T00:01:20+00:00"),  # a pause between
-        *(run_of(later, seed, 0.9, 1) for seed in range(3)),  # on another day: no turns were taken
-    ]
-    record = record_of(runs, [ours, theirs, later], against="theirs")
-    assert find_row(record, "theirs") == theirs == find_row(record, theirs.label)
-    found, apart = compare(record, theirs)
-    assert found.row == ours and found.rounds == 2 and found.seconds is not None and found.cpu_s is not None
-    assert found.seconds.mean == pytest.approx(1.0) and found.cpu_s.mean == pytest.approx(2.0)
-    # ln 2 and -ln 2: the interval is their standard error, ln 2, times t of one degree of freedom.
-    assert found.seconds.high == pytest.approx(math.exp(math.log(2) * 12.7062), rel=1e-4)
-    assert found.difference == pytest.approx(0.025) and found.difference_half is not None
-    assert (apart.row, apart.rounds, apart.seconds, apart.cpu_s) == (later, 0, None, None)
-    page = to_markdown(record)
-    assert "| later, fast, 8 epochs |  | they did not take turns |  | " in page
-    assert "Against theirs, of which a ratio below 1 is faster:" in page
-    assert "| ours, fast, 8 epochs | 2 | 1.000 (" in page and "| +2.50 ± " in page
-    del runs[0]["cpu_s"]
-    assert compare(record, theirs)[0].cpu_s is None and "(of 3 runs)" in to_markdown(record)
-    packed = [run | {"row": vars(row("ours", at_once=2))} for run in runs if run["row"]["name"] == "ours"]
-    beside = record_of([*packed, *runs[1:3]], [row("ours", at_once=2), theirs])
-    assert compare(beside, theirs)[0].rounds == 0  # whose seconds are no latency
-    twice = record_of(runs, [ours, row("ours", epochs=9)])
-    assert find_row(twice, "ours") == row("ours", epochs=9) and find_row(twice, ours.label) == ours
-    assert "Nothing is compared with other yet." in to_markdown(record | {"against": "other"})
-
-
-def test_what_is_compared_is_named_on_the_command_line(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "board.json"
-    line = '{"accuracy": 0.6, "seconds": 1.5, "cpu_s": 1.25, "clock": "all"}'
-    own = (
-        *TINY,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--peer",
-        f"other=echo '{line}'",
-        "--epochs",
-        "1",
-        "--runs",
-        "2",
-    )
-    told = refusal(bench(*own, "--against", "othr"))
-    assert told.startswith(
-        "--against is 'othr', no row of this board; did you mean 'other'? (it has n2-b1-c4,"
-    )
-    for _ in range(2):  # the second time the rows are in the record
-        done = bench(*own, "--against", "other")
-        assert done.exit_code == 0 and "Against other, of which a ratio below 1 is faster:" in done.output
-    assert re.search(r"1 epochs \| 2 \| [\d.]+ \([\d.]+ to [\d.]+\) \| [\d.]+ \([\d.]+ to", done.output)
-    assert "Against" not in bench("--show", out, "--against", "").output
-    assert "Against n2-b1-c4, fast" in bench("--show", out, "--against", "n2-b1-c4").output
-    assert "--against is 'x', no row of this board" in refusal(bench("--show", out, "--against", "x"))
-
-
-def test_what_is_published_of_a_command_leads_nowhere() -> None:
-    command = "cd /home/u/air && DATA=/home/u/d python run.py --seed {seed} --url=https://u:p@x.y/z > /tmp/log; ls a/b"
-    assert publishable(command) == "cd air && DATA=d python run.py --seed {seed} --url=URL > log; ls a/b"
-    assert publishable("a / b, 3/4, ./x/y and ~/z/w") == "a / b, 3/4, ./x/y and w"
-
-
-def test_welchs_interval_is_that_of_a_worked_example() -> None:
-    first, second = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5]
-    # Variances 15.968 and 4.239 of six values: standard error 1.8352, 7.64 degrees of freedom; t of 7 at 0.975: 2.3646.
-    assert welch(first, second) == pytest.approx(1.8352 * 2.3646, rel=1e-4)
-    assert welch([1.0], second) is None and welch([1.0, 1.0], [2.0, 2.0]) == 0
 
 
 def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
@@ -564,44 +360,46 @@ def test_a_row_tells_what_was_changed(data: Path, tmp_path: Path) -> None:
     assert "| n2-b1-c4 (fast with batch_size=16, optimizer.lr=0.1) |" in out.with_suffix(".md").read_text()
 
 
+def test_a_row_of_ours_is_told_by_its_network_and_the_reports_by_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a name of ours stands for may change; the reports' networks are what they printed."""
+    images: Any = types.SimpleNamespace(dataset=types.SimpleNamespace(num_classes=10, image_size=32))
+
+    def sciences() -> list[str]:
+        names = ("fastresnet8", "resnet8")
+        return [contestants(name, "fast", "4", {}, [])[0].row(images).science for name in names]
+
+    ours, theirs = sciences()
+    monkeypatch.setattr(Recipe, "arch_spec", lambda recipe: get_arch("resnet10-1"))
+    changed, same = sciences()
+    assert changed != ours and same == theirs
+
+
+def test_what_an_earlier_command_left_is_still_missing(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "board.json"
+    own = (*TINY[2:], "--data", data, "--out", out, "--epochs", "1")
+    assert bench(*own, "--archs", "n2-b1-c4", "--runs", "2", "--minutes", "0").exit_code == 0
+    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1")
+    assert other.exit_code == 0, other.output
+    (missing,) = read(out)["not_measured"]
+    assert missing.startswith("n2-b1-c4, fast") and f"still missing of: {missing}" in other.output
+    fewer = bench(*own, "--archs", "n2-b1-c4", "--runs", "1")  # which is now all that is asked of it
+    assert fewer.exit_code == 0 and read(out)["not_measured"] == []
+
+
+def test_what_the_data_is_too_small_for_is_not_measured(data: Path) -> None:
+    """The data was opened for another recipe, of smaller batches."""
+    recipe = load_recipe("fast").with_overrides({"arch": "n2-b1-c4", "batch_size": 16})
+    config = RunConfig(data=str(data), device="cpu", threads=1)
+    opened = open_data(recipe, config, Listener())
+    with pytest.raises(UserError, match="batch size 1000 exceeds the"):
+        board_run.measure_run_s(recipe.with_overrides({"batch_size": 1000}), config, opened)
+
+
 def test_a_length_that_is_named_twice_is_one_row() -> None:
     made = contestants("resnet8,resnet8", "fast", "4,4,2", {}, [])
     assert [each.recipe and each.recipe.epochs for each in made] == [4, 2]
-
-
-def test_a_board_tells_the_commits_of_its_runs() -> None:
-    def page(*commits: str) -> str:
-        runs = [run_of(row("a"), seed, 0.9, 1, git=commit) for seed, commit in enumerate(commits)]
-        return to_markdown(record_of(runs, [row("a")]))
-
-    assert "Its runs are of" not in page("aaa", "aaa")
-    assert "Its runs are of the commit: aaa with changes." in page("aaa-dirty")
-    assert "Its runs are of several commits: aaa, bbb with changes, ccc." in page(
-        "aaa", "bbb-dirty", "ccc", "aaa"
-    )
-
-
-def test_every_run_is_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = []
-
-    def savefig(figure: Figure, *_: Any, **__: Any) -> None:
-        limits.append(figure.axes[0].get_ylim())
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    for accuracies in ([0.7, 0.935], [0.2, 0.3], [0.999, 1.0]):
-        draw(
-            record_of([run_of(row("a"), seed, value, 1) for seed, value in enumerate(accuracies)], [row("a")])
-        )
-        low, high = limits[-1]
-        assert low < min(accuracies) and max(accuracies) <= high
-
-
-def test_runs_of_a_row_come_by_seed() -> None:
-    this = row("this")
-    record = record_of(
-        [run_of(this, 2, 0.1, 1), run_of(this, 0, 0.2, 1), run_of(row("that"), 1, 0.3, 1)], [this]
-    )
-    assert [run["seed"] for run in runs_of(record, this)] == [0, 2]
 
 
 def test_a_long_board_says_so_before_it_starts(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,9 @@ from tiny_runs import (
 
 import fastresnet
 from fastresnet.atomic import read_sealed_json
+from fastresnet.engine import fit
 from fastresnet.engine.checkpoint import BEST, read_checkpoint
+from fastresnet.engine.evaluate import EvalResult, evaluate
 from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
 from fastresnet.inference import load_weights
@@ -137,18 +142,37 @@ def test_a_plateau_of_the_test_set_says_that_it_flatters(val: int, data: Path, r
     assert any("it flatters" in str(row[-1]) for row in shown.rows if row[0] == "test") == (not val)
 
 
-def test_the_target_is_timed_at_its_first_crossing(data: Path, runs: Path) -> None:
-    result = train(
-        tiny_recipe({"optimizer.lr": 0.2, "epochs": 4}), tiny_config(data, target=0.4, val=20), runs_dir=runs
-    )
-    crossed = next(row for row in result.epochs if row["val_accuracy"] >= 0.4)
-    reached = result.clocks.time_to_target_s
-    assert reached is not None
-    following = result.epochs[crossed["epoch"] :]
-    # Its own evaluation is on the clock, those before it are not.
-    assert crossed["clock"]["train_s"] < reached
-    assert reached < crossed["clock"]["train_s"] + result.clocks.between_s + result.clocks.eval_s
-    assert not following or reached != following[0]["clock"]["train_s"]
+@pytest.mark.parametrize("crossed", [1, 2, 3])
+def test_the_target_is_timed_at_its_first_crossing(
+    crossed: int, data: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own evaluation is on the clock, without TTA; those before it, and TTA's other views, are not.
+
+    Only evaluations take time here: 10 s each, 60 s with TTA; all else a microsecond.
+    """
+    now, epochs_seen = [0.0], [0]
+
+    def costly(scorer: Any, loader: Any, *, tta: str, **rest: Any) -> EvalResult:
+        found = evaluate(scorer, loader, tta=tta, **rest)  # type: ignore[arg-type]
+        now[0] += 10.0 if tta == "none" else 60.0
+        epochs_seen[0] = min(3, epochs_seen[0] + 1)
+        return replace(found, accuracy=0.9 if epochs_seen[0] >= crossed else 0.1)
+
+    def read_clock() -> float:
+        now[0] += 1e-6
+        return now[0]
+
+    clock = {name: getattr(time, name) for name in ("process_time", "monotonic", "time")}
+    monkeypatch.setattr(fit, "time", SimpleNamespace(perf_counter=read_clock, **clock))
+    monkeypatch.setattr(fit, "evaluate", costly)
+    recipe = tiny_recipe({"epochs": 3, "tta": "flip-shift"})
+    clocks = train(recipe, tiny_config(data, target=0.5), runs_dir=runs).clocks
+    assert clocks.time_to_target_s == pytest.approx(clocks.init_s + 10.0, abs=0.1)
+    # the last evaluation is done once more without TTA
+    assert [clocks.train_s, clocks.between_s, clocks.eval_s] == pytest.approx([0.0, 30.0, 60.0], abs=0.1)
+
+
+def test_a_target_that_is_never_reached_is_not_timed(data: Path, runs: Path) -> None:
     never = train(tiny_recipe(), tiny_config(data, target=1.0), runs_dir=runs)
     assert never.clocks.time_to_target_s is None
 

@@ -113,7 +113,9 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
 
 def _ratios_then(record: dict[str, Any]) -> dict[str, float] | None:
     """Return a baseline's ratios by part; None where the record is no baseline."""
-    if record["kind"] != "regression" or not isinstance(record.get("environment"), dict):
+    where = record.get("environment")
+    told = isinstance(where, dict) and {"git", "device_name"} <= where.keys() and "date" in record
+    if record["kind"] != "regression" or not told:
         return None
     try:
         return {name: float(part["ratio"]) for name, part in record["parts"].items()}

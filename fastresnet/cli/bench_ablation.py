@@ -118,27 +118,24 @@ def _open(
     out: Path | None,
 ) -> tuple[Board, Path]:
     """Return the ablation with what is in its record already, and where that lies."""
-    from fastresnet.bench.ablation import base_digest
+    from fastresnet.bench.ablation import base_digest, write_told
     from fastresnet.bench.ablation_page import to_markdown, write_ablation
     from fastresnet.bench.time_to_accuracy import Board
 
-    base, contestants = factors.base, factors.contestants(archs)
+    base = factors.base
     opened = open_board_data(base, config)
     name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}.json"
     path = out or Path("bench-results") / name.lower()
     # what was typed comes first, so that a difference is named by it
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}
     record = open_board_record(path, "ablation", to_markdown, own, opened, config, factors=[])
-    told = factors.told(archs, opened)
-    left_out = factors.left_out(archs, opened)
-    for label, reason in left_out.items():
-        typer.echo(f"note: left out: {label}: {reason}", err=True)
-    contestants = [each for each in contestants if each.name not in left_out]
-    told = [each for each in told if f"{each['arch']}, {each['name']}" not in left_out]
-    record["left_out"] = record.get("left_out", {}) | left_out
-    record["factors"] = told + [each for each in record["factors"] if each not in told]
+    entries = factors.entries(archs, opened)
+    for entry in entries:
+        if entry.obstacle:
+            typer.echo(f"note: left out: {entry.name}: {entry.obstacle}", err=True)
+    write_told(record, entries, opened)
     board = Board(
-        contestants=contestants,
+        contestants=[entry.contestant for entry in entries if not entry.obstacle],
         runs=runs,
         search=False,
         config=config,

@@ -147,11 +147,11 @@ def _compare_with(name: str, record: dict[str, Any], asked: list[Row]) -> None:
     Raises:
         UserError: neither the record nor what is asked for has such a row.
     """
-    from fastresnet.bench.board import Row
+    from fastresnet.bench.board import Row, labels_of
     from fastresnet.errors import did_you_mean
 
-    rows = [*(Row(**row) for row in record["rows"]), *asked]
-    names = list(dict.fromkeys(text for row in rows for text in (row.label, row.name)))
+    labels = labels_of([*(Row(**row) for row in record["rows"]), *asked])
+    names = list(dict.fromkeys(text for row in labels for text in (labels[row], row.label, row.name)))
     if name and name not in names:
         near = did_you_mean(name, names)
         raise UserError(f"--against is {name!r}, no row of this board{near} (it has {'; '.join(names)})")

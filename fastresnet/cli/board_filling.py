@@ -96,8 +96,8 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
         UserError: another process fills it, or did since it was read.
         typer.Exit: a signal asked to stop.
     """
+    from fastresnet.bench.board_folder import own_runs_dir
     from fastresnet.bench.record import load_record
-    from fastresnet.bench.time_to_accuracy import own_runs_dir
     from fastresnet.engine.fit import Interrupted
     from fastresnet.errors import UserError
     from fastresnet.signals import Stopped

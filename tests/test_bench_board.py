@@ -1,0 +1,99 @@
+"""What a board says of its runs: standings, page and picture."""
+
+from __future__ import annotations
+
+from board_records import record_of, row, run_of
+
+from fastresnet.bench.board import labels_of, runs_of, standings, summarise, verdict_of
+from fastresnet.bench.board_page import draw, figure_of, to_markdown
+from fastresnet.bench.comparison import find_row
+
+
+def test_standings() -> None:
+    sure, quick, marked, below, lone, none = map(row, ("sure", "quick", "marked", "below", "lone", "none"))
+    runs = [
+        *(run_of(sure, i, a, 9 + i, crossing_s=8.0, energy_j=500.0) for i, a in enumerate((0.9424, 0.9426))),
+        *(run_of(quick, i, 0.9401, 5, date=f"2026-01-0{i + 1}") for i in range(3)),
+        *(run_of(marked, i, a, 4) for i, a in enumerate((0.90, 0.99))),
+        *(run_of(below, i, 0.93, 3) for i in range(2)),
+        run_of(lone, 0, 0.99, 1),
+        run_of(lone, 1_000_000, 0.5, 1, role="search"),
+    ]
+    record = record_of(runs, [none, below, marked, quick, sure, lone], found=[vars(lone)])
+    lines = standings(record)
+    assert [(line.row.name, line.verdict) for line in lines] == [
+        *(("quick", "reaches"), ("sure", "reaches"), ("marked", "mean only")),
+        *(("lone", "one run"), ("below", "below"), ("none", "unmeasured")),
+    ]
+    assert [line.searched for line in lines] == [False, False, False, True, False, False]
+    tried = record_of(runs, [lone])  # by a search that found another
+    assert not summarise(tried, lone).searched
+    assert lines[1].seconds == 9.5 and lines[3].runs == 1  # what a search tried is not counted
+    assert summarise(record, sure).crossed == 2 and summarise(record, sure).energy_j == 500
+    assert summarise(record, quick).dates == ("2026-01-01", "2026-01-02", "2026-01-03")
+    page = to_markdown(record)
+    assert "only its mean: not shown to reach it" in page and "| unmeasured |" in page
+    assert "after every 2 epochs" in page and "| 2026-01-01 to 2026-01-03 |" in page and "| 500 |" in page
+    assert draw(record).startswith(b"\x89PNG") and draw(record_of([], [none])).startswith(b"\x89PNG")
+
+
+def test_two_runs_close_above_the_target_reach_it_only_if_the_bound_does() -> None:
+    assert verdict_of([0.942, 0.943], 0.94) == "mean only"  # the bound is 0.9425 - 6.314 * 0.0005
+    assert verdict_of([0.9424, 0.9426], 0.94) == "reaches"
+    assert verdict_of([0.93, 0.93], 0.94) == "below" and verdict_of([], 0.94) == "unmeasured"
+
+
+def test_a_board_tells_the_commits_of_its_runs() -> None:
+    def page(*commits: str) -> str:
+        runs = [run_of(row("a"), seed, 0.9, 1, git=commit) for seed, commit in enumerate(commits)]
+        return to_markdown(record_of(runs, [row("a")]))
+
+    assert "Its runs are of" not in page("aaa", "aaa")
+    assert "Its runs are of the commit: aaa with changes." in page("aaa-dirty")
+    assert "Its runs are of several commits: aaa, bbb with changes, ccc." in page(
+        "aaa", "bbb-dirty", "ccc", "aaa"
+    )
+
+
+def test_every_run_is_in_the_picture() -> None:
+    for accuracies in ([0.7, 0.935], [0.2, 0.3], [0.999, 1.0]):
+        runs = [run_of(row("a"), seed, value, 1) for seed, value in enumerate(accuracies)]
+        low, high = figure_of(record_of(runs, [row("a")])).axes[0].get_ylim()
+        assert low < min(accuracies) and max(accuracies) <= high
+
+
+def test_a_searchs_tries_are_drawn_hollow_and_told() -> None:
+    tried = [run_of(row("a", epochs=4), 1_000_000 + i, 0.5 + 0.1 * i, 1, role="search") for i in range(2)]
+    record = record_of([run_of(row("a"), 0, 0.9, 2), *tried], [row("a")])
+    ends = [
+        line for line in figure_of(record).axes[0].lines if line.get_marker() == "o" and len(line.get_ydata())
+    ]
+    assert {(float(line.get_ydata()[0]), line.get_fillstyle()) for line in ends} == {
+        *((0.5, "none"), (0.6, "none"), (0.9, "full"))
+    }
+    told = "Tried by search, mean accuracy of runs on seeds of their own: a, fast, 4 epochs: 0.5500 (2 runs)."
+    assert told in to_markdown(record)
+
+
+def test_rows_of_one_name_are_told_apart() -> None:
+    """As where a recipe was changed between two commands."""
+    then, now, other = row("a", science="then"), row("a", science="now"), row("b")
+    runs = [run_of(each, 0, 0.9, 1) for each in (then, now, other)]
+    record = record_of(runs, [then, now, other], against="b")
+    labels = labels_of([then, now, other, then])
+    assert labels[other] == "b, fast, 8 epochs" and len({*labels.values()}) == 3
+    page = to_markdown(record)
+    for each in (then, now):
+        assert labels[each].startswith("a, fast, 8 epochs, form ")
+        assert page.count(labels[each].removeprefix(each.label)) == 2  # on the board, and beside b
+        assert find_row(record, labels[each]) == each
+    assert "different forms are of a recipe or a command that was changed" in page
+    assert "form" not in to_markdown(record_of(runs[1:], [now, other]))
+
+
+def test_runs_of_a_row_come_by_seed() -> None:
+    this = row("this")
+    record = record_of(
+        [run_of(this, 2, 0.1, 1), run_of(this, 0, 0.2, 1), run_of(row("that"), 1, 0.3, 1)], [this]
+    )
+    assert [run["seed"] for run in runs_of(record, this)] == [0, 2]
