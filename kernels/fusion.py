@@ -34,7 +34,12 @@ class Fusion(NamedTuple):
     @property
     def saves_residual(self) -> bool:
         """Whether backward reads the plain residual again, the derivative being no function of a sign."""
-        return self.added == "plain" and self.activation in ("silu", "gelu")
+        return self.added == "plain" and self.is_smooth
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the activation's slope is a function of more than a sign."""
+        return self.activation in ("silu", "gelu")
 
 
 class Norm(NamedTuple):

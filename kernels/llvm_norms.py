@@ -162,8 +162,32 @@ def input_gradient(
     return dx, dresidual
 
 
+def backward(
+    fusion: Fusion,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    norm: Norm,
+    bits: torch.Tensor,
+    residual: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (dx, the plain residual's gradient or [0], the [2, C] sums), as the reference does.
+
+    A smooth activation's slope takes longer than memory does, so it is computed once: the gradient of what was
+    activated is kept, rounded to ``x``'s dtype, where dx is written over it.
+    """
+    if fusion.added != "none" or not fusion.is_smooth or not x.numel():
+        return reference.backward(fusion, dy, x, norm, bits, residual, passes=sys.modules[__name__])
+    g, channels = _empty_like(x), _channels(norm, None)
+    totals = _Call(x, {"DY": dy, "DRESIDUAL": g}, channels).summed("sums_and_gradient", fusion)
+    totals[1] *= _rstd(norm)
+    totals = totals.float()
+    means = totals * (1 / num_rows(x))
+    channels |= {"MEAN_G": means[0], "MEAN_GX": means[1] * _rstd(norm)}
+    _Call(x, {"DY": g, "DX": g}, channels).run("input_gradient_of", fusion)
+    return g, x.new_empty(0), totals
+
+
 forward = partial(reference.forward, passes=sys.modules[__name__])
-backward = partial(reference.backward, passes=sys.modules[__name__])
 
 
 def _fold(x: torch.Tensor) -> int:

@@ -30,7 +30,9 @@ WORDS = (
 BLOCK_ROWS = 16
 # Passes whose parts are taken from the last to the first: caches still hold the end of what was written before, and
 # at its end the beginning, where the pass after it begins.
-BACKWARDS = ("statistics", "sums")
+BACKWARDS = ("statistics", "sums", "sums_and_gradient")
+# Passes that write the gradient of what was activated, or are given it as DY, whatever is added.
+_KEEPING = ("sums_and_gradient", "input_gradient_of")
 
 
 class _Rows(TeamFunction):
@@ -44,10 +46,12 @@ class _Rows(TeamFunction):
         lanes: int,
         *,
         backwards: bool,
+        keeping: bool,
         streamed: bool,
     ) -> None:
         super().__init__(module, lanes, WORDS)
         self.fusion, self.pixel_bytes = fusion, pixel_bytes
+        self.keeps_gradient = keeping or fusion.added == "plain"
         self.backwards, self.streamed = backwards, streamed
         self.part: Any = None
         self.channel: Any = None
@@ -157,26 +161,28 @@ class _Rows(TeamFunction):
         return []
 
     def sums(self, place: Any) -> list[Any]:
-        """Return g, g * (x - MEAN) and g * (residual - R_MEAN); write g where it is a plain residual's gradient."""
+        """Return g, g * (x - MEAN) and g * (residual - R_MEAN); write g where it is kept."""
         centred = self.centred("X", place, "MEAN")
         g = self.gradient(place, centred)
         found = [g, self.at.fmul(g, centred)]
-        if self.fusion.added == "plain":
+        if self.keeps_gradient:
             self.write("DRESIDUAL", place, g)
-        elif self.fusion.added == "norm":
+        if self.fusion.added == "norm":
             found.append(self.at.fmul(g, self.centred("RESIDUAL", place, "R_MEAN")))
         return found
 
     def input_gradient(self, place: Any) -> list[Any]:
-        """Write dx, and the gradient of a residual with a norm; of a plain one, DY is g already."""
+        """Write dx, and the gradient of a residual with a norm; where g was kept, DY is that."""
         centred = self.centred("X", place, "MEAN")
-        g = self.read("DY", place) if self.fusion.added == "plain" else self.gradient(place, centred)
+        g = self.read("DY", place) if self.keeps_gradient else self.gradient(place, centred)
         g = self.at.fsub(g, self.of("MEAN_G"))
         self._write_gradient("DX", place, g, centred, "MEAN_GX", "SCALE")
         if self.fusion.added == "norm":
             centred = self.centred("RESIDUAL", place, "R_MEAN")
             self._write_gradient("DRESIDUAL", place, g, centred, "R_MEAN_GX", "R_SCALE")
         return []
+
+    sums_and_gradient, input_gradient_of = sums, input_gradient
 
     def _write_gradient(self, rows: str, place: Any, g: Any, centred: Any, mean: str, scale: str) -> None:
         projected = self.at.fsub(g, self.at.fmul(centred, self.of(mean)))
@@ -188,7 +194,8 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int, streamed: bool
     """Return the address of a pass's code.
 
     Args:
-        name: ``statistics``, ``apply``, ``sums`` or ``input_gradient``.
+        name: ``statistics``, ``apply``, ``sums`` or ``input_gradient``; or one of these two that keeps the gradient of
+            what was activated for the other, ``sums_and_gradient`` or ``input_gradient_of``.
         fusion: what it does.
         pixel_bytes: 4 for rows of float32, 2 for bfloat16.
         lanes: float32s in a vector.
@@ -196,7 +203,8 @@ def code(name: str, fusion: Fusion, pixel_bytes: int, lanes: int, streamed: bool
     """
 
     def write(module: ir.Module) -> None:
-        rows = _Rows(module, fusion, pixel_bytes, lanes, backwards=name in BACKWARDS, streamed=streamed)
+        how = {"backwards": name in BACKWARDS, "keeping": name in _KEEPING, "streamed": streamed}
+        rows = _Rows(module, fusion, pixel_bytes, lanes, **how)
         rows.over(getattr(rows, name))
 
     return compiled(write)

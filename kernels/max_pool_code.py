@@ -81,7 +81,8 @@ class _Pool(TeamFunction):
 
     def write(self, name: str, place: Any, value: Any) -> None:
         address = self.place(self[name], place, size=self.pixel_bytes)
-        self.store_pixel(value, address, self.pixel_bytes, streamed=self.streamed)
+        # no value is but one that was read
+        self.store_pixel(value, address, self.pixel_bytes, streamed=self.streamed, exact=True)
 
 
 @cache

@@ -85,14 +85,17 @@ class Function:
         wide = self.at.zext(bits, ir.VectorType(INT32, self.lanes))
         return self.at.bitcast(self.at.shl(wide, self.alike_bits(16)), self.vector)
 
-    def store_pixel(self, value: Any, address: Any, size: int, *, streamed: bool = False) -> None:
+    def store_pixel(
+        self, value: Any, address: Any, size: int, *, streamed: bool = False, exact: bool = False
+    ) -> None:
         """Write a vector of channels; to bfloat16 by rounding to the nearest, of ties to the even one.
 
-        ``streamed``: past the caches, to the address of a whole vector; other threads see it after a fence.
+        ``streamed``: past the caches, to the address of a whole vector; other threads see it after a fence. ``exact``:
+        they are such numbers already.
         """
         kind = self.vector if size == 4 else ir.VectorType(INT16, self.lanes)
         align = size * self.lanes if streamed else size
-        written = value if size == 4 else self.at.trunc(self._rounded(value), kind)
+        written = value if size == 4 else self.at.trunc(self._high(value) if exact else self._rounded(value), kind)
         store = self.at.store(written, self.pointer(address, kind), align=align)
         if streamed:
             store.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(INT32, 1)]))
@@ -100,11 +103,15 @@ class Function:
     def _rounded(self, value: Any) -> Any:
         """Return the nearest bfloat16s of a vector, in the low bits of int32s."""
         bits = self.at.bitcast(value, ir.VectorType(INT32, self.lanes))
-        high = self.at.lshr(bits, self.alike_bits(16))
+        high = self._high(value)
         up = self.at.add(self.alike_bits(0x7FFF), self.at.and_(high, self.alike_bits(1)))
         rounded = self.at.lshr(self.at.add(bits, up), self.alike_bits(16))
         is_nan = self.at.fcmp_unordered("uno", value, value)
         return self.at.select(is_nan, self.at.or_(high, self.alike_bits(0x40)), rounded)
+
+    def _high(self, value: Any) -> Any:
+        """Return a vector's upper halves, in the low bits of int32s."""
+        return self.at.lshr(self.at.bitcast(value, ir.VectorType(INT32, self.lanes)), self.alike_bits(16))
 
     def alike_bits(self, value: int) -> Any:
         """Return a vector of one int32."""
