@@ -95,7 +95,9 @@ class Function:
         """
         kind = self.vector if size == 4 else ir.VectorType(INT16, self.lanes)
         align = size * self.lanes if streamed else size
-        written = value if size == 4 else self.at.trunc(self._high(value) if exact else self._rounded(value), kind)
+        written = (
+            value if size == 4 else self.at.trunc(self._high(value) if exact else self._rounded(value), kind)
+        )
         store = self.at.store(written, self.pointer(address, kind), align=align)
         if streamed:
             store.set_metadata("nontemporal", self.module.add_metadata([ir.Constant(INT32, 1)]))

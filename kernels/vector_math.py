@@ -17,9 +17,9 @@ LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LEAST = -83.0  # where exponentials, and what is made of them here, are not yet subnormal, which is slow
 WHOLE = 12582912.0  # 1.5 * 2**23: a float32 this large has no fraction, and the lowest bits hold its integer
-# The normal distribution is 1/2 + z * GELU_SHARE(u), GELU's slope 1/2 + z * GELU_SLOPE(u), u = 2 * (z / GELU_END)**2 - 1
-# in [-1, 1], where the polynomials' terms do not cancel; z is held to the ends. Least-squares fits in Chebyshev's
-# polynomials at their own points, reweighted until the greatest error was least (Lawson 1961): 4e-8 and 1.9e-7.
+# The normal distribution is 1/2 + z * GELU_SHARE(u), GELU's slope 1/2 + z * GELU_SLOPE(u); u is
+# 2 * (z / GELU_END)**2 - 1, in [-1, 1], where the polynomials' terms do not cancel; z is held to the ends.
+# Least-squares fits, reweighted until the greatest error was least (Lawson 1961): 4e-8 and 1.9e-7.
 GELU_END = 5.5
 GELU_SHARE = (
     *(5.38080349e-04, -1.36883080e-03, 1.02383702e-03, -1.22939667e-03, 4.23638755e-03),
