@@ -202,7 +202,7 @@ class Line:
         accuracy, accuracy_half: mean without TTA, and the half-width of its interval; None of too few runs.
         accuracy_tta: mean with TTA.
         difference, difference_half: mean difference of accuracy to the base, and the half-width of its interval.
-        time_ratio: median of the training times over the base's.
+        time_ratio: median of what trainings cost over what the base's did, by :func:`cost_of`.
         verdict: ``helps``, ``hurts``, ``undecided``, ``one pair`` or ``unmeasured``; empty for the base.
     """
 
@@ -261,17 +261,30 @@ def tables(record: dict[str, Any]) -> list[Table]:
         base = {
             run["seed"]: run for _, each, row in rows if each["name"] == BASE for run in runs_of(record, row)
         }
-        lines = [_line(each, runs_of(record, row), base) for _, each, row in rows]
+        lines = [_line(each, runs_of(record, row), base, cost_of(record)) for _, each, row in rows]
         found.append(Table(arch=arch, at_once=at_once, lines=lines))
     return found
 
 
-def _line(told: dict[str, Any], runs: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> Line:
+def cost_of(record: dict[str, Any]) -> str:
+    """Return by what a record's trainings are compared: ``cpu_s`` where a CPU did them, else ``train_s``.
+
+    CPU seconds are those of all threads, the final evaluation's included. What runs beside changes them little, and
+    what a process is stopped for not at all. They are not known of early records' runs.
+    """
+    where = record["environment"]
+    by_cpu = where["device_name"] == where.get("cpu") and all(run.get("cpu_s") for run in record["runs"])
+    return "cpu_s" if by_cpu else "train_s"
+
+
+def _line(
+    told: dict[str, Any], runs: list[dict[str, Any]], base: dict[int, dict[str, Any]], cost: str
+) -> Line:
     runs = [run for run in runs if run["seed"] in base]
     accuracies = [run["accuracy_without_tta"] for run in runs]
     pairs = [] if told["name"] == BASE else [(run, base[run["seed"]]) for run in runs]
     differences = [run["accuracy_without_tta"] - other["accuracy_without_tta"] for run, other in pairs]
-    times = [_training_s(run) / _training_s(other) for run, other in pairs]
+    times = [_cost_s(run, cost) / _cost_s(other, cost) for run, other in pairs]
     return Line(
         **{key: told[key] for key in ("name", "group", "set", "why")},
         runs=len(runs),
@@ -285,9 +298,9 @@ def _line(told: dict[str, Any], runs: list[dict[str, Any]], base: dict[int, dict
     )
 
 
-def _training_s(run: dict[str, Any]) -> float:
-    """Return what is on a run's clock, less the final evaluation: with and without TTA it is the ablation's own."""
-    return float(run["seconds"]) - float(run["clocks"]["eval_s"])
+def _cost_s(run: dict[str, Any], cost: str) -> float:
+    """Return CPU seconds; or what is on the clock but the final evaluation, which, with and without TTA, is our own."""
+    return float(run["cpu_s"]) if cost == "cpu_s" else float(run["seconds"]) - float(run["clocks"]["eval_s"])
 
 
 def expected_by_chance(judged: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
-from fastresnet.bench.ablation import BASE, Line, Table, expected_by_chance, tables
+from fastresnet.bench.ablation import BASE, Line, Table, cost_of, expected_by_chance, tables
 from fastresnet.bench.board_page import commits_note, missing_notes, packing_notes
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.words import counted
@@ -24,6 +24,12 @@ HEADER = (
     "verdict",
     "why tried",
 )
+
+
+COSTS = {
+    "cpu_s": "CPU seconds, the final evaluation's included",
+    "train_s": "what is on the clock before the final evaluation",
+}
 
 
 def write_ablation(record: dict[str, Any], path: Path) -> None:
@@ -54,8 +60,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         "One factor at a time: each row is the base with only those keys changed, trained with the base's seeds; a run "
         "counts once the base has its seed too. Difference: the mean, seed by seed, of the last epoch's test accuracy "
         "without TTA less the base's, with its two-sided 95% interval (Student's t); a factor helps where the interval "
-        "is above zero. Training time: the median ratio to the base's of what is on the clock before the final "
-        "evaluation. The base's accuracy has the 95% interval of its own mean, which is no interval of a difference.",
+        f"is above zero. Training time: the median ratio to the base's of {COSTS[cost_of(record)]}. "
+        "The base's accuracy has the 95% interval of its own mean, which is no interval of a difference.",
         "",
         f"The intervals are not corrected for how many factors were tried: of {counted(judged, 'factor')} judged here "
         f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "

@@ -328,6 +328,21 @@ def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
     assert "| base | g |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  | w |" in page
 
 
+def test_on_a_cpu_trainings_are_compared_by_cpu_seconds() -> None:
+    """What runs beside them, or stops them for a while, is none of their cost."""
+    record = record_of({BASE: {0: 0.8}, "slow": {0: 0.8}})
+    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)
+    for run, cpu_s in zip(record["runs"], (20.0, 30.0), strict=True):
+        run["cpu_s"] = cpu_s
+    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)  # it was a GPU
+    assert "on the clock before the final evaluation" in to_markdown(record)
+    record["environment"]["cpu"] = record["environment"]["device_name"]
+    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.5)
+    assert "the median ratio to the base's of CPU seconds" in to_markdown(record)
+    del record["runs"][0]["cpu_s"]  # of an early record
+    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)
+
+
 def test_runs_at_once_are_compared_with_runs_at_once_alone() -> None:
     record = record_of({BASE: {0: 0.8, 1: 0.8}, "packed": {0: 0.9, 1: 0.9}}, {"packed": 2})
     apart = tables(record)
