@@ -255,13 +255,13 @@ def tables(record: dict[str, Any]) -> list[Table]:
     for row in dict.fromkeys(Row(**row) for row in record["rows"]):
         place, each = told[row.name, row.science]
         by_table.setdefault((each["arch"], row.at_once), []).append((place, each, row))
-    found = []
+    found, cost = [], cost_of(record)
     for (arch, at_once), rows in by_table.items():
         rows.sort(key=lambda entry: (entry[1]["name"] != BASE, entry[0]))
         base = {
             run["seed"]: run for _, each, row in rows if each["name"] == BASE for run in runs_of(record, row)
         }
-        lines = [_line(each, runs_of(record, row), base, cost_of(record)) for _, each, row in rows]
+        lines = [_line(each, runs_of(record, row), base, cost) for _, each, row in rows]
         found.append(Table(arch=arch, at_once=at_once, lines=lines))
     return found
 

@@ -80,8 +80,9 @@ def _polynomial(code: Function, factors: tuple[float, ...], x: Any) -> Any:
 def _split(code: Function, factors: tuple[float, ...], x: Any) -> Any:
     """Return :func:`_polynomial`, of even and of odd powers apart, which do not wait for each other."""
     square = code.at.fmul(x, x)
-    last, first = factors[::-1][::2][::-1], factors[::-1][1::2][::-1]
-    return code.fma(_polynomial(code, first, square), x, _polynomial(code, last, square))
+    num = len(factors)
+    even, odd = factors[(num - 1) % 2 :: 2], factors[num % 2 :: 2]
+    return code.fma(_polynomial(code, odd, square), x, _polynomial(code, even, square))
 
 
 def _size(code: Function, z: Any) -> Any:
