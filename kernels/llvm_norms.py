@@ -120,18 +120,24 @@ def sums(
     bits: torch.Tensor,
     residual: torch.Tensor | None,
     residual_norm: Norm | None,
+    *,
+    keep: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums and g, as the reference does; in place of bits ``residual`` is the output."""
-    plain = fusion.added == "plain"
-    g = _empty_like(x) if plain else x.new_empty(0)
+    """Return the sums and g, as the reference does; in place of bits ``residual`` is the output.
+
+    With ``keep`` g is returned whatever is added.
+    """
+    keeps = keep or fusion.added == "plain"
+    g = _empty_like(x) if keeps else x.new_empty(0)
     if not x.numel():
         return reference.sums(fusion, dy, x, norm, bits, residual, residual_norm)
     tensors = (
         {"DY": dy}
         | _of("Y" if fusion.saves_bits else "RESIDUAL", residual)
-        | ({"DRESIDUAL": g} if plain else {})
+        | ({"DRESIDUAL": g} if keeps else {})
     )
-    found = _Call(x, tensors, _channels(norm, residual_norm)).summed("sums", fusion)
+    call = _Call(x, tensors, _channels(norm, residual_norm))
+    found = call.summed("sums_and_gradient" if keep else "sums", fusion)
     found[1] *= _rstd(norm)
     if residual_norm is not None:
         found[2] *= _rstd(residual_norm)
@@ -147,9 +153,14 @@ def input_gradient(
     per_row: float,
     residual: torch.Tensor | None,
     residual_norm: Norm | None,
+    *,
+    kept: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return dx and the gradient of a normalised residual ([0] if there is none), as the reference does."""
-    dx = _empty_like(x)
+    """Return dx and the gradient of a normalised residual ([0] if there is none), as the reference does.
+
+    With ``kept`` ``dy`` is the g that :func:`sums` was to keep, and dx is written over it.
+    """
+    dx = dy if kept else _empty_like(x)
     dresidual = x.new_empty(0) if residual_norm is None else _empty_like(x)
     if x.numel():
         means = sums * per_row
@@ -158,7 +169,7 @@ def input_gradient(
         if residual_norm is not None:
             channels["R_MEAN_GX"] = means[2] * _rstd(residual_norm)
             tensors["DRESIDUAL"] = dresidual
-        _Call(x, tensors, channels).run("input_gradient", fusion)
+        _Call(x, tensors, channels).run("input_gradient_of" if kept else "input_gradient", fusion)
     return dx, dresidual
 
 
@@ -177,14 +188,9 @@ def backward(
     """
     if fusion.added != "none" or not fusion.is_smooth or not x.numel():
         return reference.backward(fusion, dy, x, norm, bits, residual, passes=sys.modules[__name__])
-    g, channels = _empty_like(x), _channels(norm, None)
-    totals = _Call(x, {"DY": dy, "DRESIDUAL": g}, channels).summed("sums_and_gradient", fusion)
-    totals[1] *= _rstd(norm)
-    totals = totals.float()
-    means = totals * (1 / num_rows(x))
-    channels |= {"MEAN_G": means[0], "MEAN_GX": means[1] * _rstd(norm)}
-    _Call(x, {"DY": g, "DX": g}, channels).run("input_gradient_of", fusion)
-    return g, x.new_empty(0), totals
+    totals, g = sums(fusion, dy, x, norm, bits, residual, None, keep=True)
+    dx, _ = input_gradient(fusion, g, x, norm, totals, 1 / num_rows(x), None, None, kept=True)
+    return dx, x.new_empty(0), totals
 
 
 forward = partial(reference.forward, passes=sys.modules[__name__])
