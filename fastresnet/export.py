@@ -20,6 +20,7 @@ from fastresnet.atomic import write_atomic
 from fastresnet.augment import Normalise
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.inference import Network, NormalisedResNet
+from fastresnet.installing import install_extra
 from fastresnet.resnet import build_model
 
 CHECK_BATCHES = (1, 7)  # two sizes, so that a graph frozen to one is found out
@@ -103,7 +104,7 @@ def find_format(to: str) -> Format:
     missing = [name for name in FORMATS[to].needs if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"export to {to} needs {' and '.join(missing)}; install with: pip install 'fastresnet[export]'"
+            f"export to {to} needs {' and '.join(missing)}, not installed here: {install_extra('export')}"
         )
     return FORMATS[to]
 

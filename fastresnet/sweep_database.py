@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastresnet.atomic import explain_os_error
 from fastresnet.errors import UserError
+from fastresnet.installing import install_extra
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-INSTALL = "pip install 'fastresnet[sweep]'"
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")  # those that Optuna supports
 SQLITE_WAIT_S = 60  # for another process's transaction
 # A worker whose machine is lost inside the lock keeps it no longer than this; what is done under it takes far less.
@@ -26,7 +26,7 @@ LOCK_IDLE_S = 60
 def require_optuna() -> None:
     """Raise UserError, saying how to install it, unless Optuna is there."""
     if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"a sweep needs Optuna, which is not installed: {INSTALL}")
+        raise UserError(f"a sweep needs Optuna, which is not installed: {install_extra('sweep')}")
 
 
 class Database:
@@ -69,7 +69,7 @@ class Database:
             self._engine = sqlalchemy.engine.create_engine(self.url, **self.options)
         except (ImportError, sqlalchemy.exc.ArgumentError) as error:
             raise UserError(
-                f"--storage {self.shown}: its driver cannot be loaded ({error}): {INSTALL}"
+                f"--storage {self.shown}: its driver cannot be loaded ({error}): {install_extra('sweep')}"
             ) from None
 
     def open(self, heartbeat_s: int, grace_s: int) -> RDBStorage:

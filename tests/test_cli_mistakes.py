@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,4 +181,18 @@ def test_a_loss_that_is_nan_is_one_line_that_names_the_step(
 def test_an_option_that_no_user_types_is_not_offered(fastresnet: Command) -> None:
     assert "No such option: --pare (Possible options: --name, --prune)" in error_of(
         fastresnet("sweep", "r1-c", "--pare", "1")
+    )
+
+
+def test_without_optuna_there_is_one_line() -> None:
+    program = (
+        "import sys; sys.modules['optuna'] = None\n"
+        "from fastresnet.cli.main import main\nsys.argv[1:] = ['sweep', 'r1-c', '--data', 'shapes']\nmain()"
+    )
+    here = Path(sys.executable).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=here)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "fastresnet: error: a sweep needs Optuna, which is not installed: in the clone, "
+        f"bin/{Path(sys.executable).name} -m pip install -c constraints.txt -e '.[sweep]'\n"
     )

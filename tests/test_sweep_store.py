@@ -332,15 +332,3 @@ def test_the_lock_excludes_other_processes_and_is_left_by_the_dead(file: Path) -
     holder.wait()
     with database.lock("x"):
         pass
-
-
-def test_without_optuna_there_is_one_line() -> None:
-    program = (
-        "import sys; sys.modules['optuna'] = None\n"
-        "from fastresnet.cli.main import main\nsys.argv[1:] = ['sweep', 'r1-c', '--data', 'shapes']\nmain()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "fastresnet: error: a sweep needs Optuna, which is not installed: pip install 'fastresnet[sweep]'\n"
-    )

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli.options import Json
+from fastresnet.installing import near, pip_install
 from fastresnet.words import counted
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -109,15 +110,6 @@ def _apt(packages: str) -> str:
     return f"{sudo}apt-get update && {sudo}apt-get install -y {packages}"
 
 
-def _near(path: Path) -> str:
-    """Return a path as it is typed from here."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _pip(*words: str) -> str:
-    return shlex.join([_near(Path(sys.executable)), "-m", "pip", "install", *words])
-
-
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
@@ -161,7 +153,9 @@ def _torch() -> Finding:
 def _torchvision() -> Finding:
     version = _version("torchvision")
     if version is None:
-        return Finding(part="torchvision", found="not installed", present=False, takes=_pip("torchvision"))
+        return Finding(
+            part="torchvision", found="not installed", present=False, takes=pip_install("torchvision")
+        )
     return Finding(part="torchvision", found=version)
 
 
@@ -185,7 +179,7 @@ def _device() -> Finding:
     driver = NVIDIA_DRIVER.read_text().splitlines()[0]
     if torch.version.cuda is None:
         version = torch.__version__.split("+")[0]
-        takes = f"torch built for CUDA, as a driver is here: {_pip('--force-reinstall', f'torch=={version}')}"
+        takes = f"torch built for CUDA, as a driver is here: {pip_install('--force-reinstall', f'torch=={version}')}"
     else:
         takes = f"a driver for CUDA {torch.version.cuda}, which this torch is built for; here is {driver}"
     return Finding(part="device", found="cpu", present=False, takes=takes)
@@ -236,7 +230,7 @@ def _triton() -> Finding:
         part="triton",
         found="not installed; it compiles for GPUs only",
         present=False,
-        takes=_pip(f"triton=={fitting}" if fitting else "triton"),
+        takes=pip_install(f"triton=={fitting}" if fitting else "triton"),
     )
 
 
@@ -267,9 +261,9 @@ def _ffcv() -> Finding:
     version = _version("ffcv")
     if version:
         return Finding(part="ffcv", found=version)
-    takes = f"{_apt(FFCV_APT)} && {_pip(FFCV)}"
+    takes = f"{_apt(FFCV_APT)} && {pip_install(FFCV)}"
     if FFCV_SCRIPT.exists():
-        takes = shlex.join(["bash", _near(FFCV_SCRIPT), sys.executable])
+        takes = shlex.join(["bash", near(FFCV_SCRIPT), sys.executable])
     return Finding(part="ffcv", found="not installed", present=False, takes=takes)
 
 
@@ -281,7 +275,7 @@ def _dali() -> Finding:
         if version:
             return Finding(part="dali", found=f"{version} ({distribution})")
     cuda = "12" if (torch.version.cuda or "").startswith("12.") else "13"
-    return Finding(part="dali", found="not installed", present=False, takes=_pip(DALI[cuda]))
+    return Finding(part="dali", found="not installed", present=False, takes=pip_install(DALI[cuda]))
 
 
 def _libraries(part: str, requirements: tuple[str, ...], use: str) -> Finding:
@@ -290,7 +284,7 @@ def _libraries(part: str, requirements: tuple[str, ...], use: str) -> Finding:
     missing = [text for text, name in names.items() if _version(name) is None]
     if not missing:
         return Finding(part=part, found=", ".join(f"{name} {_version(name)}" for name in names.values()))
-    return Finding(part=part, found=f"not installed; {use}", present=False, takes=_pip(*missing))
+    return Finding(part=part, found=f"not installed; {use}", present=False, takes=pip_install(*missing))
 
 
 def _chromium() -> Finding:
