@@ -25,6 +25,7 @@ from typing import Any
 from fastresnet.bench.intervals import lower_bound, two_sided
 from fastresnet.bench.schedule_search import judge
 from fastresnet.errors import UserError
+from fastresnet.words import counted
 
 FIGURE, SEARCH = "figure", "search"
 # Accuracy worth naming, by data set; CIFAR-10-J75's is where a recipe that reaches 94% on CIFAR-10 ends.
@@ -88,7 +89,7 @@ class Row:
         elif self.recipe is not None:
             words.append(f"{self.recipe}{self.changed}")
         if self.epochs is not None:
-            words.append(f"{self.epochs} epochs")
+            words.append(counted(self.epochs, "epoch"))
         if self.tta != "none":
             words.append(f"{self.tta} TTA")
         if self.at_once > 1:

@@ -252,7 +252,7 @@ def figure_of(record: dict[str, Any]) -> Figure:
     """Return a figure: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
 
     Runs that were at once are dotted and end in an angular marker, as their seconds are no latency. A search's tries
-    end in a hollow one of the colour of the row that it was for, grey while there is none.
+    end in a hollow one, of the colour of their own length's row, else of the row found, grey while there is none.
     """
     from matplotlib.figure import Figure
 
@@ -262,9 +262,10 @@ def figure_of(record: dict[str, Any]) -> Figure:
     target = record["settings"]["target"]
     rows = [line.row for line in standings(record)]
     of_row = {row: colours[place % len(colours)] for place, row in enumerate(rows)}
-    of_name = {row.name: of_row[row] for row in reversed(rows)}  # the foremost of several
+    last_found = {each["name"]: of_row.get(Row(**each)) for each in record.get("found", ())}
     for row, runs in tries(record).items():
-        _draw_runs(axes, runs, of_name.get(row.name, LIGHT["muted"]), "-", "o", label=None, fill="none")
+        colour = of_row.get(row) or last_found.get(row.name) or LIGHT["muted"]
+        _draw_runs(axes, runs, colour, "-", "o", label=None, fill="none")
     for place, (row, label) in enumerate(labels_of(rows).items()):
         dashes = ":" if row.at_once > 1 else "-"
         marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
@@ -282,6 +283,8 @@ def figure_of(record: dict[str, Any]) -> Figure:
     axes.grid(color=LIGHT["grid"])
     if record["runs"]:
         axes.legend(fontsize="small", loc="lower right")
+    else:
+        axes.text(0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", color=LIGHT["muted"])
     return figure
 
 

@@ -44,13 +44,19 @@ class Comparison:
     difference_half: float | None
 
 
-def find_row(record: dict[str, Any], name: str) -> Row | None:
-    """Return the row of that label or name, the last of several; None where there is none."""
+def rows_named(record: dict[str, Any], name: str) -> list[Row]:
+    """Return the rows of that label or, where there is none, of that name."""
     labels = labels_of(Row(**row) for row in record["rows"])
     for name_of in (labels.__getitem__, lambda row: row.label, lambda row: row.name):
         if named := [row for row in labels if name_of(row) == name]:
-            return named[-1]
-    return None
+            return named
+    return []
+
+
+def find_row(record: dict[str, Any], name: str) -> Row | None:
+    """Return the last of the rows of that label or name that has runs, else the last; None where there is none."""
+    named = rows_named(record, name)
+    return ([row for row in named if runs_of(record, row)] or named or [None])[-1]
 
 
 def compare(record: dict[str, Any], against: Row) -> list[Comparison]:

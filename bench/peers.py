@@ -46,6 +46,8 @@ class Peer:
         name, equals, command = text.partition("=")
         if not equals or not name.strip() or not command.strip():
             raise UserError(f"--peer is {text!r}; write --peer 'NAME=COMMAND'")
+        if "|" in name or not name.isprintable():  # it stands in a table
+            raise UserError(f"--peer has the name {name!r}; take one without | and line ends")
         return cls(name=name.strip(), command=command.strip(), minutes=minutes)
 
     def run(self, seed: int) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Peer:
                 process.wait()
             process_s = time.perf_counter() - start
             if process.returncode:
-                last = _last_line(complained) or "it said nothing"
+                last = _last_line(complained) or _last_line(said) or "it said nothing"
                 raise UserError(f"--peer {self.name} exited with {process.returncode}: {last}")
             return {**self._line(_last_line(said)), "started": started, "process_s": process_s}
 

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
+from fastresnet.bench.asked import ask, enter, missing
 from fastresnet.bench.at_once import found_in, settle, shared
 from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.record import publishable
-from fastresnet.bench.schedule_search import Found, Try, judge, next_try
+from fastresnet.bench.schedule_search import Try, judge, next_try
+from fastresnet.bench.seeds import FRESH_SEEDS, SEARCH_SEEDS, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
@@ -32,7 +34,6 @@ from fastresnet.signals import held
 
 ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
 SAME_OF_A_PEER = ("repository", "commit", "changes", "clock", "tta")  # in all runs of a row
-SEARCH_SEEDS = 1_000_000  # a search's runs take seeds from here on, the figures' from 0: never the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,10 @@ class Job:
 
     @property
     def named(self) -> str:
-        """Which run of its row it is, counted from 1."""
-        return f"{'search' if self.role == SEARCH else 'run'} {self.seed % SEARCH_SEEDS + 1}"
+        """Which run of its row it is, counted from 1; of fresh seeds, by its seed."""
+        role = "search" if self.role == SEARCH else "run"
+        place = self.seed % SEARCH_SEEDS
+        return f"{role} {place + 1}" if place < FRESH_SEEDS else f"{role} with seed {place}"
 
 
 @dataclass(kw_only=True)
@@ -110,51 +113,37 @@ class Board:
         Rows that a search has yet to choose are not in the record. No figure is run while a search goes on, so that all
         rows take turns.
         """
-        found = [
-            job
-            for contestant in self.contestants
-            if (job := self._next(contestant, under_way)) is not None and job.row.label not in self.failed
-        ]
-        if any(job.role == SEARCH for job in (*found, *under_way)):
-            found = [job for job in found if job.role == SEARCH]
-        return sorted(found, key=lambda job: job.seed % SEARCH_SEEDS)  # stable: rows in order
-
-    def _next(self, contestant: Contestant, under_way: Sequence[Job]) -> Job | None:
-        if self.search and contestant.recipe is not None:
-            if any(job.role == SEARCH and job.contestant.name == contestant.name for job in under_way):
-                return None  # what it tries next depends on that one
-            decision = self._decide(contestant)
-            if isinstance(decision, Try):
-                tried = contestant.with_epochs(decision.epochs)
+        trying = {job.contestant.name for job in under_way if job.role == SEARCH}
+        tries: list[Job] = []
+        chosen: dict[Row, Contestant] = {}
+        for contestant in self.contestants:
+            decided = self._decide(contestant)
+            if isinstance(decided, Contestant):
+                row = self.row(decided)
+                enter(self.record, row)
+                chosen[row] = decided
+            elif contestant.name not in trying:  # what it tries next depends on that one
+                tried = contestant.with_epochs(decided.epochs)
                 row = self.row(tried)
                 seed = SEARCH_SEEDS + len(runs_of(self.record, row, SEARCH))
-                return Job(contestant=tried, row=row, role=SEARCH, seed=seed)
-            # Where not even the longest reaches the target, its figure says how far it is from it.
-            contestant = contestant.with_epochs(decision.epochs or contestant.recipe.epochs)
-            row = self.row(contestant)
-            found = self.record.setdefault("found", [])
-            if decision.epochs is not None and row not in (Row(**each) for each in found):
-                found.append(asdict(row))
-        row = self.row(contestant)
-        if row not in (Row(**each) for each in self.record["rows"]):
-            self.record["rows"].append(asdict(row))
-        self._ask(row)
-        done = {run["seed"] for run in runs_of(self.record, row)}
-        done |= {job.seed for job in under_way if job.row == row}
-        left = [seed for seed in range(self.runs) if seed not in done]
-        return Job(contestant=contestant, row=row, role=FIGURE, seed=left[0]) if left else None
+                tries.append(Job(contestant=tried, row=row, role=SEARCH, seed=seed))
+        tries = [job for job in tries if job.row.label not in self.failed]
+        if tries or trying:
+            return sorted(tries, key=lambda job: job.seed)  # stable: rows in order
+        figures = []
+        for row, seeds in figure_seeds(self.record, list(chosen), self.runs).items():
+            ask(self.record, row, len(seeds))
+            done = {run["seed"] for run in runs_of(self.record, row)}
+            done |= {job.seed for job in under_way if job.row == row}
+            left = [seed for seed in seeds if seed not in done]
+            if left and row.label not in self.failed:
+                figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=left[0]))
+        return sorted(figures, key=lambda job: job.seed)
 
-    def _ask(self, row: Row) -> None:
-        """Have the record say how many runs of a row were asked for last, which a later command for others keeps."""
-        asked = self.record.setdefault("asked", [])
-        for each in asked:
-            if Row(**each["row"]) == row:
-                each["runs"] = self.runs
-                return
-        asked.append({"row": asdict(row), "runs": self.runs})
-
-    def _decide(self, contestant: Contestant) -> Try | Found:
-        assert contestant.recipe is not None
+    def _decide(self, contestant: Contestant) -> Try | Contestant:
+        """Return what to search with, or what to run for the figure."""
+        if not self.search or contestant.recipe is None:
+            return contestant
         target = self.record["settings"]["target"]
         results: dict[int, list[float]] = {}
         refuted = set()
@@ -168,7 +157,16 @@ class Board:
                 if len(figure) >= self.runs and judge(figure, target) != "reaches":
                     refuted.add(row.epochs)
         longest = contestant.recipe.epochs
-        return next_try(results, target, longest=longest, most_runs=self.runs, refuted=refuted)
+        decision = next_try(results, target, longest=longest, most_runs=self.runs, refuted=refuted)
+        if isinstance(decision, Try):
+            return decision
+        # Where not even the longest reaches the target, its figure says how far it is from it.
+        chosen = contestant.with_epochs(decision.epochs or longest)
+        row = self.row(chosen)
+        found = self.record.setdefault("found", [])
+        if decision.epochs is not None and row not in (Row(**each) for each in found):
+            found.append(asdict(row))
+        return chosen
 
     def fill(self, runs_dir: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
         """Run what is missing, each row in turn, until nothing is or the time is up; rows that are run at once first.
@@ -293,12 +291,7 @@ class Board:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self._is_settled:
             searching = [job.row.label for job in self.jobs() if job.role == SEARCH]
-            missing = [
-                row.label
-                for row, runs in ((Row(**each["row"]), each["runs"]) for each in self.record.get("asked", ()))
-                if len(runs_of(self.record, row)) < runs and row.label not in self.record.get("failed", {})
-            ]
-            self.record["not_measured"] = list(dict.fromkeys(searching + missing))
+            self.record["not_measured"] = list(dict.fromkeys(searching + missing(self.record)))
         with held():
             self.save(self.record)
 

@@ -130,6 +130,12 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the processes that the test starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Where run folders are to be made; it is not there yet."""
     return tmp_path / "runs"

@@ -40,9 +40,7 @@ why = "it may not pay"
 IMAGES: Any = SimpleNamespace(dataset=SimpleNamespace(image_size=32, num_classes=10))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

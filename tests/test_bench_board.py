@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from board_records import record_of, row, run_of
 
 from fastresnet.bench.board import labels_of, runs_of, standings, summarise, verdict_of
@@ -73,6 +75,26 @@ def test_a_searchs_tries_are_drawn_hollow_and_told() -> None:
     }
     told = "Tried by search, mean accuracy of runs on seeds of their own: a, fast, 4 epochs: 0.5500 (2 runs)."
     assert told in to_markdown(record)
+
+
+def test_a_searchs_tries_have_the_colour_of_their_own_length_else_of_what_was_found() -> None:
+    def colours(**changes: Any) -> dict[str, str]:
+        figure = figure_of(record_of(runs, [*rows], **changes))
+        ends = [each for each in figure.axes[0].lines if each.get_marker() == "o" and len(each.get_ydata())]
+        return {f"{each.get_ydata()[0]:g}{each.get_fillstyle()[0]}": str(each.get_color()) for each in ends}
+
+    rows = [row("a", epochs=epochs) for epochs in (4, 8, 2)]
+    runs = [run_of(rows[0], 0, 0.94, 2), run_of(rows[1], 0, 0.9, 2)]
+    runs += [run_of(each, 1_000_000, 0.5 + i / 10, 1, role="search") for i, each in enumerate(rows)]
+    of = colours(found=[vars(rows[1])])
+    assert of["0.5n"] == of["0.94f"] != of["0.9f"] == of["0.6n"]
+    rows.pop()
+    assert colours(found=[vars(rows[1])])["0.7n"] == of["0.9f"]
+    assert colours()["0.7n"] not in of.values()
+
+
+def test_a_board_without_runs_says_so_in_its_picture() -> None:
+    assert [text.get_text() for text in figure_of(record_of([], [row("a")])).axes[0].texts] == ["no runs yet"]
 
 
 def test_rows_of_one_name_are_told_apart() -> None:

@@ -155,11 +155,11 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
         code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 2, told
     line = told.strip().splitlines()[-1]
-    assert f"error: not all could be measured: {ARCH}, {CHANGED}, 1 epochs, 2 at once, run " in line
+    assert f"error: not all could be measured: {ARCH}, {CHANGED}, 1 epoch, 2 at once, run " in line
     assert "its process was ended by SIGKILL; the same command does this run again" in line
     assert (
         line.endswith(f"{out} keeps the rest")
-        and f"{ARCH}, {CHANGED}, 1 epochs, 2 at once" in read(out)["failed"]
+        and f"{ARCH}, {CHANGED}, 1 epoch, 2 at once" in read(out)["failed"]
     )
     assert trainings(os.getpid()) == []
     kept = read(out)["runs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from board_records import TINY, bench, read, record_of, refusal, row, run_of
-from tiny_runs import write_tiny
 
 from fastresnet.bench import board_run
 from fastresnet.bench.board_page import to_markdown
@@ -22,14 +22,7 @@ from fastresnet.errors import UserError
 FAR = 300.0
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_tiny(tmp_path / "tiny.npz")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +30,7 @@ def data(tmp_path: Path) -> Path:
     [
         ("exit 3", "exited with 3: it said nothing"),
         ("echo oh no >&2; exit 1", "exited with 1: oh no"),
+        ("echo no data here; exit 1", "exited with 1: no data here"),
         ("echo 94", "must print, last, one JSON line"),
         ('echo \'{"accuracy": 94, "seconds": 1, "clock": "x"}\'', "accuracy (0 to 1)"),
         ('echo \'{"accuracy": 0.94, "seconds": true, "clock": "x"}\'', "must print, last"),
@@ -54,6 +48,12 @@ def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> N
     with pytest.raises(UserError) as refused:
         Peer.parse(f"other={command}").run(0)
     assert str(refused.value).startswith("--peer other ") and complaint in str(refused.value)
+
+
+def test_a_peers_name_stands_in_a_table() -> None:
+    for name in ("a|b", "a\nb"):
+        with pytest.raises(UserError, match=r"--peer has the name .*; take one without \| and line ends"):
+            Peer.parse(f"{name}=true")
 
 
 def test_a_peer_is_not_waited_for_longer_than_it_runs() -> None:
@@ -102,6 +102,8 @@ def test_a_row_is_compared_round_by_round() -> None:
     beside = record_of([*packed, *runs[1:3]], [row("ours", at_once=2), theirs])
     assert compare(beside, theirs)[0].rounds == 0  # whose seconds are no latency
     twice = record_of(runs, [ours, row("ours", epochs=9)])
+    assert find_row(twice, "ours") == ours
+    twice["runs"] = [*runs, run_of(row("ours", epochs=9), 0, 0.9, 1)]
     assert find_row(twice, "ours") == row("ours", epochs=9) and find_row(twice, ours.label) == ours
     assert "Nothing is compared with other yet." in to_markdown(record | {"against": "other"})
 
@@ -129,7 +131,7 @@ def test_what_is_compared_is_named_on_the_command_line(data: Path, tmp_path: Pat
     for _ in range(2):  # the second time the rows are in the record
         done = bench(*own, "--against", "other")
         assert done.exit_code == 0 and "Against other, of which a ratio below 1 is faster:" in done.output
-    assert re.search(r"1 epochs \| 2 \| [\d.]+ \([\d.]+ to [\d.]+\) \| [\d.]+ \([\d.]+ to", done.output)
+    assert re.search(r"1 epoch \| 2 \| [\d.]+ \([\d.]+ to [\d.]+\) \| [\d.]+ \([\d.]+ to", done.output)
     assert "Against" not in bench("--show", out, "--against", "").output
     assert "Against n2-b1-c4, fast" in bench("--show", out, "--against", "n2-b1-c4").output
     assert "--against is 'x', no row of this board" in refusal(bench("--show", out, "--against", "x"))
@@ -198,8 +200,24 @@ def test_a_peer_waits_for_a_search_and_then_takes_turns(
     order = [(run["role"], run["row"]["epochs"]) for run in record["runs"]]
     assert order[:-6] == [("search", epochs) for epochs in (4, 4, 2, 2, 1, 1)]
     assert order[-6:] == [("figure", 2), ("figure", None)] * 3
-    (found,) = compare(record, find_row(record, "other"))  # type: ignore[arg-type]
+    other = find_row(record, "other")
+    assert other is not None
+    (found,) = compare(record, other)
     assert found.rounds == 3
+
+    # Had fresh seeds not borne that out, the next found would have as many rounds of its own.
+    for run in record["runs"]:
+        run["accuracy"] -= 0.5 * (run["role"] == "figure" and run["row"]["epochs"] == 2)
+    out.write_text(json.dumps(record))
+    done = bench(*own, "--search", "--epochs", "4", "--runs", "3")
+    assert done.exit_code == 0, done.output
+    record = read(out)
+    later = [(run["row"]["epochs"], run["seed"]) for run in record["runs"][len(order) :]]
+    fresh = [(epochs, 1000 + i) for i in range(3) for epochs in (3, None)]
+    assert later == [(3, 1_000_000), (3, 1_000_001), *fresh]
+    refuted, found = compare(record, other)
+    assert [(each.row.epochs, each.rounds) for each in (refuted, found)] == [(2, 3), (3, 3)]
+    assert record["not_measured"] == []
 
 
 def test_two_rows_take_turns_though_others_ran_between() -> None:

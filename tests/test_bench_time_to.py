@@ -33,6 +33,7 @@ from fastresnet.bench.board import (
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.contestants import default_names
 from fastresnet.bench.energy import EnergyMeter
+from fastresnet.bench.seeds import SEARCH_SEEDS
 from fastresnet.catalogue import BUDGET
 from fastresnet.cli.bench_time_to import contestants
 from fastresnet.engine.listener import Listener
@@ -45,14 +46,7 @@ from fastresnet.training import train
 FAR = 300.0
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_tiny(tmp_path / "tiny.npz")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
@@ -237,7 +231,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
     )
     done = bench(*own)
     assert done.exit_code == 0, done.output
-    searched = [epochs for epochs, seed in trained if seed >= time_to_accuracy.SEARCH_SEEDS]
+    searched = [epochs for epochs, seed in trained if seed >= SEARCH_SEEDS]
     assert searched == [12, 12, 6, 6, 3, 3, 4, 4, 5, 5]
     assert trained[len(searched) :] == [(5, 0), (5, 1), (5, 2)]
     record = read(out)
@@ -254,7 +248,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
         run["accuracy"] -= 0.5 * (run["role"] == "figure")
     out.write_text(json.dumps(record))
     assert bench(*own).exit_code == 0
-    assert trained[len(searched) + 3 :] == [(6, 0), (6, 1), (6, 2)]
+    assert trained[len(searched) + 3 :] == [(6, 1000), (6, 1001), (6, 1002)]
     best, refuted = standings(read(out))
     assert (best.row.epochs, best.verdict) == (6, "reaches")
     assert (refuted.row.epochs, refuted.verdict, refuted.searched) == (5, "below", True)
@@ -289,7 +283,7 @@ def test_what_fails_is_left_out_and_the_others_go_on(data: Path, tmp_path: Path)
     own = ("--archs", "n2-b1-c4", "--target", "0.5", "--data", data, "--out", out, *peers, "--runs", "3")
     machine = ("--device", "cpu", "--threads", "1", "--compile", "off")
     done = bench(*own, *machine, "--epochs", "1", "--set", "batch_size=16", "--set", "optimizer.lr=1e30")
-    told, lost = refusal(done), "fast with batch_size=16, optimizer.lr=1e30, 1 epochs"
+    told, lost = refusal(done), "fast with batch_size=16, optimizer.lr=1e30, 1 epoch"
     assert told.startswith(f"not all could be measured: n2-b1-c4, {lost}, run 1: the loss is not finite")
     assert f"bad, run 2: --peer bad exited with 4: no luck; {out} keeps the rest" in told
     record = read(out)
@@ -355,7 +349,7 @@ def test_a_row_tells_what_was_changed(data: Path, tmp_path: Path) -> None:
         assert bench(*own, "--set", f"optimizer.lr={lr}").exit_code == 0
     labels = [Row(**each).label for each in read(out)["rows"]]
     assert labels == [
-        f"n2-b1-c4, fast with batch_size=16, optimizer.lr={lr}, 1 epochs" for lr in ("0.05", "0.1")
+        f"n2-b1-c4, fast with batch_size=16, optimizer.lr={lr}, 1 epoch" for lr in ("0.05", "0.1")
     ]
     assert "| n2-b1-c4 (fast with batch_size=16, optimizer.lr=0.1) |" in out.with_suffix(".md").read_text()
 
@@ -386,6 +380,19 @@ def test_what_an_earlier_command_left_is_still_missing(data: Path, tmp_path: Pat
     assert missing.startswith("n2-b1-c4, fast") and f"still missing of: {missing}" in other.output
     fewer = bench(*own, "--archs", "n2-b1-c4", "--runs", "1")  # which is now all that is asked of it
     assert fewer.exit_code == 0 and read(out)["not_measured"] == []
+
+
+def test_a_peer_without_a_run_that_was_corrected_is_no_row_any_more(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "board.json"
+    own = (*TINY, "--data", data, "--out", out, "--epochs", "1", "--runs", "1", "--peer")
+    assert bench(*own, "other=exit 3").exit_code
+    done = bench(*own, """other=echo '{"accuracy": 0.6, "seconds": 1.5, "clock": "all"}'""")
+    record = read(out)
+    assert done.exit_code == 0 and record["not_measured"] == [] and record["failed"] == {}
+    assert [each["name"] for each in record["rows"]] == ["n2-b1-c4", "other"]
+    # One that has run stays, beside its successor.
+    assert bench(*own, "other=exit 4").exit_code
+    assert [each["name"] for each in read(out)["rows"]] == ["n2-b1-c4", "other", "other"]
 
 
 def test_what_the_data_is_too_small_for_is_not_measured(data: Path) -> None:

@@ -19,9 +19,7 @@ LONG = ("--epochs", "100000")  # none of them ends, or saves by the clock, withi
 TORCH = ("--loader", "torch", "--workers", "2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def saved_steps(folder: Path) -> int:

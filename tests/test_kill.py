@@ -25,9 +25,7 @@ from fastresnet.training import resume
 NUM_KILLS = 5
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_killed_at_random_moments_a_run_learns_the_same_bits(data: Path, tmp_path: Path) -> None:
