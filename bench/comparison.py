@@ -56,7 +56,7 @@ def rows_named(record: dict[str, Any], name: str) -> list[Row]:
 def find_row(record: dict[str, Any], name: str) -> Row | None:
     """Return the last of the rows of that label or name that has runs, else the last; None where there is none."""
     named = rows_named(record, name)
-    return ([row for row in named if runs_of(record, row)] or named or [None])[-1]
+    return next(reversed([row for row in named if runs_of(record, row)] or named), None)
 
 
 def compare(record: dict[str, Any], against: Row) -> list[Comparison]:
