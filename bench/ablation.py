@@ -113,7 +113,7 @@ class Factors:
         for arch in archs:
             base = self.base.with_overrides({"arch": arch})
             base.image_sizes(data.dataset.image_size)
-            found.append(Entry(arch=arch, factor=None, recipe=base))
+            found.append(Entry(arch=arch, factor=None, base=base, recipe=base))
             found += [_entry(base, factor, data) for factor in self.factors]
         return found
 
@@ -125,12 +125,14 @@ class Entry:
     Attributes:
         arch: the network.
         factor: None for the base.
+        base: its recipe.
         recipe: the base's with the factor.
         obstacle: why it is not trained, as where the network has no place for the factor; empty where it is.
     """
 
     arch: str
     factor: Factor | None
+    base: Recipe
     recipe: Recipe
     obstacle: str = ""
 
@@ -145,10 +147,11 @@ class Entry:
         return Contestant(name=self.name, recipe=self.recipe)
 
     def told(self, data: Data) -> dict[str, Any]:
-        """Return what a record says of it beside its runs, told from others by ``science``."""
+        """Return what a record says of it beside its runs, told from others by ``science``; ``base`` is its base's."""
         factor = self.factor
         return {
             "science": self.contestant.row(data).science,
+            "base": Contestant(name=self.name, recipe=self.base).row(data).science,
             "arch": self.arch,
             "name": factor.name if factor else BASE,
             "group": factor.group if factor else "",
@@ -162,10 +165,10 @@ def _entry(base: Recipe, factor: Factor, data: Data) -> Entry:
         recipe = _changed(base, factor)
         recipe.image_sizes(data.dataset.image_size)
     except UserError as error:
-        return Entry(arch=base.arch, factor=factor, recipe=base, obstacle=str(error))
+        return Entry(arch=base.arch, factor=factor, base=base, recipe=base, obstacle=str(error))
     learned = [learned_of(each, each.arch_spec()) for each in (base, recipe)]
     same = "it changes nothing: the base has these values already" if learned[0] == learned[1] else ""
-    return Entry(arch=base.arch, factor=factor, recipe=recipe, obstacle=same)
+    return Entry(arch=base.arch, factor=factor, base=base, recipe=recipe, obstacle=same)
 
 
 def write_told(record: dict[str, Any], entries: Sequence[Entry], data: Data) -> None:
@@ -258,10 +261,14 @@ def tables(record: dict[str, Any]) -> list[Table]:
     found, cost = [], cost_of(record)
     for (arch, at_once), rows in by_table.items():
         rows.sort(key=lambda entry: (entry[1]["name"] != BASE, entry[0]))
-        base = {
-            run["seed"]: run for _, each, row in rows if each["name"] == BASE for run in runs_of(record, row)
+        bases = {
+            row.science: {run["seed"]: run for run in runs_of(record, row)}
+            for _, each, row in rows
+            if each["name"] == BASE
         }
-        lines = [_line(each, runs_of(record, row), base, cost) for _, each, row in rows]
+        lines = [
+            _line(each, runs_of(record, row), bases.get(each["base"], {}), cost) for _, each, row in rows
+        ]
         found.append(Table(arch=arch, at_once=at_once, lines=lines))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,21 +22,26 @@ def enter(record: dict[str, Any], row: Row) -> None:
     record["asked"] = [each for each in record.get("asked", ()) if stays(each["row"])]
 
 
-def ask(record: dict[str, Any], row: Row, runs: int) -> None:
-    """Have the record say how many runs of a row were asked for last, which a later command for others keeps."""
-    asked = record.setdefault("asked", [])
-    for each in asked:
-        if Row(**each["row"]) == row:
-            each["runs"] = runs
-            return
-    asked.append({"row": asdict(row), "runs": runs})
+def ask(record: dict[str, Any], row: Row, seeds: Sequence[int]) -> None:
+    """Have the record say which runs of a row were asked for last, which a later command for others keeps."""
+    others = [each for each in record.get("asked", ()) if Row(**each["row"]) != row]
+    record["asked"] = [*others, {"row": asdict(row), "seeds": list(seeds)}]
+
+
+def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:
+    """Return the seeds that were asked for of a row; none of one that never was."""
+    return next((each["seeds"] for each in record.get("asked", ()) if Row(**each["row"]) == row), [])
+
+
+def left(record: dict[str, Any], row: Row) -> list[int]:
+    """Return the seeds that were asked for of a row and have not been run."""
+    done = {run["seed"] for run in runs_of(record, row)}
+    return [seed for seed in asked_seeds(record, row) if seed not in done]
 
 
 def missing(record: dict[str, Any]) -> list[str]:
-    """Return the labels of the rows that have fewer runs than were asked for, those that failed left out."""
-    asked = ((Row(**each["row"]), each["runs"]) for each in record.get("asked", ()))
-    return [
-        row.label
-        for row, runs in asked
-        if len(runs_of(record, row)) < runs and row.label not in record.get("failed", {})
-    ]
+    """Return the labels of the rows that lack runs, or are being searched for; those that failed are left out."""
+    found = [*record.get("searching", {}).values()]
+    rows = (Row(**each["row"]) for each in record.get("asked", ()))
+    found += [row.label for row in rows if left(record, row)]
+    return [label for label in dict.fromkeys(found) if label not in record.get("failed", {})]

@@ -28,6 +28,7 @@ from fastresnet.errors import UserError
 from fastresnet.words import counted
 
 FIGURE, SEARCH = "figure", "search"
+ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
 # Accuracy worth naming, by data set; CIFAR-10-J75's is where a recipe that reaches 94% on CIFAR-10 ends.
 USUAL_TARGETS = {"CIFAR-10": 0.94, "CIFAR-10-J75": 0.906}
 
@@ -134,6 +135,8 @@ class Summary:
         energy_j: mean joules of the runs that they were read of, None where of none; ``energy_runs`` are how many.
         searched: whether a search found this number of epochs.
         dates: of the runs, each once.
+        commits: likewise.
+        failed: why the row was left before its last run; None where it was not.
     """
 
     row: Row
@@ -153,6 +156,8 @@ class Summary:
     energy_runs: int
     searched: bool
     dates: tuple[str, ...]
+    commits: tuple[str, ...]
+    failed: str | None
 
 
 def row_of(run: dict[str, Any]) -> Row:
@@ -202,7 +207,9 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
         energy_j=_mean(energies),
         energy_runs=len(energies),
         searched=row in [Row(**each) for each in record.get("found", ())],
-        dates=tuple(dict.fromkeys(run["date"] for run in runs)),
+        dates=tuple(sorted({run["date"] for run in runs})),
+        commits=tuple(dict.fromkeys(str(run["git"]) for run in runs)),
+        failed=record.get("failed", {}).get(row.label),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastresnet.bench.asked import left
 from fastresnet.bench.at_once import found_in
 from fastresnet.bench.board import SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s
+from fastresnet.bench.schedule_search import Try
 from fastresnet.bench.time_to_accuracy import Board
 from fastresnet.errors import UserError
 
@@ -15,22 +17,26 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
     """Return about how many seconds the board still takes, of how many runs, and how many rows are not in it.
 
     A row whose like has been run takes what that took; an arch of ours that has not is measured by a few steps on
-    random labels. Peers that have not been run are left out. A search is taken to need two runs a bisection.
+    random labels. Peers that have not been run are left out. A search is taken to need two runs a bisection and to find
+    about half the longest schedule; what is done again where it is refuted is not foreseen.
     """
     total_s, num_runs, unknown = 0.0, 0, 0
     epoch_s: dict[str, float] = {}
     for contestant in board.contestants:
-        row = board.row(contestant)
-        left: float = board.runs - len(runs_of(board.record, row))
-        recipe, run_s = contestant.recipe, _known_s(board.record, row)
-        if recipe is not None and board.search:
-            # a bisection halves the epochs, and what is found is about half the longest
-            searched = sum(
-                run["role"] == SEARCH and row_of(run).name == contestant.name for run in board.record["runs"]
-            )
-            left = max(0, left) / 2 + max(0, recipe.epochs.bit_length() - searched / 2)
-        if left <= 0:
+        decided = board.decide(contestant)
+        is_searched = isinstance(decided, Try)
+        chosen = contestant if isinstance(decided, Try) else decided
+        row, recipe = board.row(chosen), chosen.recipe
+        if is_searched:
+            assert recipe is not None
+            tried = [run for run in board.record["runs"] if run["role"] == SEARCH]
+            num_tried = sum(row_of(run).name == contestant.name for run in tried)
+            num_left = max(1, 2 * recipe.epochs.bit_length() - num_tried) + board.runs
+        else:
+            num_left = len(left(board.record, row))
+        if not num_left:
             continue
+        run_s = _known_s(board.record, row)
         if run_s is None and recipe is not None:
             if recipe.arch not in epoch_s:
                 try:
@@ -47,8 +53,8 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
         if run_s is None:
             unknown += 1
             continue
-        total_s += left * run_s
-        num_runs += round(left)
+        total_s += num_left * run_s * (0.5 if is_searched else 1.0)
+        num_runs += num_left
     return total_s, num_runs, unknown
 
 

@@ -24,7 +24,7 @@ def own_runs_dir(out: Path) -> Iterator[Path]:
     Raises:
         UserError: another process fills this board.
     """
-    digest = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"fastresnet-board-{os.getuid()}-{digest}"
     try:
         folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import Row, Summary, labels_of, row_of, runs_of, standings, tries
+from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings, tries
 from fastresnet.bench.comparison import Ratio, compare, find_row
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.report.palette import LIGHT
@@ -87,9 +87,17 @@ def to_markdown(record: dict[str, Any]) -> str:
             "Rows of one name and different forms are of a recipe or a command that was changed between.",
         ]
     if any(line.searched for line in lines_of):
-        lines += ["", "Epochs marked † were chosen by search; the runs that chose them are not counted."]
+        lines += [
+            "",
+            "Epochs marked † were chosen by search; the runs that chose them are not counted. A search looks after "
+            "each run, so it errs more often than once in twenty; fresh seeds may refute a schedule that it found, but "
+            "bring back none that it passed over.",
+        ]
     lines += _tries_note(record)
-    if not energy and record.get("energy"):
+    if not energy and record.get("energy") not in (
+        None,
+        ENERGY,
+    ):  # where it could be, no run has told any yet
         lines += ["", f"No energy was read: {record['energy']}."]
     elif energy:
         apart = "; none is attributed to trainings that ran at once" if at_once else ""
@@ -101,10 +109,10 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 
 def commits_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells the commits, where the runs are of several or of an altered tree."""
+    """Return a paragraph that tells the commits of the runs, where there are runs."""
     commits = list(dict.fromkeys(str(run["git"]) for run in record["runs"]))
     told = [commit.replace("-dirty", " with changes") for commit in commits]
-    if len(told) < 2 and told == commits:
+    if not told:
         return []
     return ["", f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}."]
 
@@ -138,9 +146,11 @@ def packing_notes(record: dict[str, Any]) -> list[str]:
 def _tries_note(record: dict[str, Any]) -> list[str]:
     """Return a paragraph that tells what searches tried, where there were some."""
     told = []
-    for row, runs in tries(record).items():
+    found = tries(record)
+    labels = labels_of(found)
+    for row, runs in found.items():
         mean = statistics.fmean(run["accuracy"] for run in runs)
-        told.append(f"{row.label}: {mean:.4f} ({counted(len(runs), 'run')})")
+        told.append(f"{labels[row]}: {mean:.4f} ({counted(len(runs), 'run')})")
     return (
         ["", f"Tried by search, mean accuracy of runs on seeds of their own: {'; '.join(told)}."]
         if told
@@ -164,7 +174,7 @@ def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: 
         str(line.runs or ""),
         "" if line.accuracy is None else f"{line.accuracy:.4f}{spread}",
         "" if line.accuracy_low is None else f"{line.accuracy_low:.4f}",
-        MARKS[line.verdict],
+        MARKS[line.verdict] + (" (of those that ended: one failed)" if line.failed and line.runs else ""),
         _seconds(line.seconds, line.seconds_half),
         crossing if line.runs and row.recipe is not None else "",
     ]
@@ -173,7 +183,8 @@ def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: 
     if energy:
         cells.append("" if line.energy_j is None else f"{line.energy_j:,.0f}{_of(line.energy_runs, line)}")
     first, *rest = line.dates or ("",)
-    cells.append(f"{first} to {rest[-1]}" if rest else first)
+    several = f" ({len(line.commits)} commits)" if row.recipe is not None and len(line.commits) > 1 else ""
+    cells.append((f"{first} to {rest[-1]}" if rest else first) + several)
     return f"| {' | '.join(cells)} |"
 
 

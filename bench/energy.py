@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 
@@ -25,7 +27,7 @@ class EnergyMeter:
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self._nvml = pynvml
-            self.read()
+            self._joules()
         except ImportError:
             self.obstacle = "nvidia-ml-py is not installed"
         except Exception as error:  # of NVML, whose class is only known once it is imported
@@ -35,4 +37,9 @@ class EnergyMeter:
         """Return the joules so far, None where there is no reading."""
         if self.obstacle is not None:
             return None
+        with contextlib.suppress(self._nvml.NVMLError):  # a driver's passing trouble costs no run
+            return self._joules()
+        return None
+
+    def _joules(self) -> float:
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3

@@ -12,7 +12,6 @@ kernels.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import os
@@ -27,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fastresnet.bench.orphans import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE, LOG, PAGE, PLOT = "suite.json", "suite.log", "page.md", "kernels.png"
@@ -188,7 +189,7 @@ class Suite:
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,  # so that none outlives the suite beside its next start
             )
             try:
                 while process.poll() is None:
@@ -251,12 +252,6 @@ class Suite:
         temporary = path.with_name(f".{name}.tmp")
         temporary.write_bytes(content)
         os.replace(temporary, path)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this stage when the suite is killed, so that none outlives it beside its next start."""
-    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def missing(names: Sequence[str]) -> list[str]:

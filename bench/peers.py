@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from fastresnet.bench.orphans import guarded
 from fastresnet.errors import UserError
 
 REQUIRED = ("accuracy", "seconds", "clock")
@@ -32,7 +33,7 @@ class Peer:
 
     Attributes:
         name: on the board.
-        command: for the shell; ``{seed}`` in it is replaced by the run's number, from 0.
+        command: for the shell; ``{seed}`` in it is replaced by the run's seed.
         minutes: most that a run may take; None for any.
     """
 
@@ -61,8 +62,7 @@ class Peer:
         with TemporaryFile() as said, TemporaryFile() as complained:
             start = time.perf_counter()
             process = subprocess.Popen(
-                self.command.replace(SEED, str(seed)),
-                shell=True,
+                guarded(self.command.replace(SEED, str(seed))),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=complained,

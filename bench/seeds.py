@@ -1,37 +1,48 @@
-"""Which seeds a board's runs take, so that a figure is of fresh ones and rows that are compared meet round by round."""
+"""Which seeds a board's runs take, so that rows that are compared take turns round by round."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fastresnet.bench.board import Row
+from fastresnet.bench.asked import asked_seeds
+from fastresnet.bench.board import Row, runs_of
 from fastresnet.bench.comparison import rows_named
 
-FRESH_SEEDS = 1_000  # apart are those of the schedules that a search found one after another
+BLOCK = 1_000  # seeds apart are the turns of rows that came one after another
 SEARCH_SEEDS = 1_000_000  # a search's own runs take seeds from here on: never a figure's
 
 
 def figure_seeds(record: dict[str, Any], rows: Sequence[Row], runs: int) -> dict[Row, list[int]]:
-    """Return the seeds of the figure runs of ``rows``, ``runs`` of each.
+    """Return the seeds of the figure runs of ``rows``, ``runs`` of each: 0, 1, and so on.
 
-    A schedule that a search found after another, which fresh seeds had refuted, takes the next ones. The row that the
-    others are compared with has had its turns with the refuted one by then, and takes as many again.
+    Where the others are compared with one of them, a row that comes after that one has had its turns begins with the
+    next block of seeds, which that one takes too; and where it is that one which comes late, the others do.
     """
-    place = {row: _place_found(record, row) for row in rows}
-    named = [row for row in rows_named(record, record.get("against") or "") if row in place]
-    against = named[-1] if named else None
-    least = 0 if against is None else place[against]
-    begins = {row: {max(place[row], least)} for row in rows}
-    if against is not None:
-        begins[against] = set().union(*begins.values())
+    named = [row for row in rows_named(record, record.get("against") or "") if row in rows]
+    if not named:
+        return {row: list(range(runs)) for row in rows}
+    against = named[-1]
+    others = [row for row in rows if row != against]
+    least = _begin(record, against, others)
+    blocks = {row: {max(_begin(record, row, [against]), least)} for row in others}
+    blocks[against] = set().union(*blocks.values()) or {least}
     return {
-        row: [FRESH_SEEDS * begin + run for begin in sorted(begins[row]) for run in range(runs)]
-        for row in rows
+        row: [BLOCK * block + run for block in sorted(blocks[row]) for run in range(runs)] for row in rows
     }
 
 
-def _place_found(record: dict[str, Any], row: Row) -> int:
-    """Return how many schedules were found for a row's name before its own."""
-    found = [Row(**each) for each in record.get("found", ()) if each["name"] == row.name]
-    return found.index(row) if row in found else 0
+def block_of(seed: int) -> int:
+    """Return which turns a figure run of that seed was of."""
+    return seed // BLOCK
+
+
+def _begin(record: dict[str, Any], row: Row, partners: Sequence[Row]) -> int:
+    """Return a row's first block of seeds; of a row without any, the first in which no partner has run."""
+    own = {block_of(run["seed"]) for run in runs_of(record, row)}
+    own |= {block_of(seed) for seed in asked_seeds(record, row)}
+    if own:
+        return min(own)
+    taken = {block_of(run["seed"]) for partner in partners for run in runs_of(record, partner)}
+    return next(block for block in itertools.count() if block not in taken)

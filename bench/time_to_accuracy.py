@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
-from fastresnet.bench.asked import ask, enter, missing
+from fastresnet.bench.asked import ask, enter, left, missing
 from fastresnet.bench.at_once import found_in, settle, shared
-from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
+from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.record import publishable
 from fastresnet.bench.schedule_search import Try, judge, next_try
-from fastresnet.bench.seeds import FRESH_SEEDS, SEARCH_SEEDS, figure_seeds
+from fastresnet.bench.seeds import BLOCK, SEARCH_SEEDS, block_of, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.run import RunConfig, git_sha
 from fastresnet.signals import held
 
-ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
 SAME_OF_A_PEER = ("repository", "commit", "changes", "clock", "tta")  # in all runs of a row
 
 
@@ -47,10 +46,10 @@ class Job:
 
     @property
     def named(self) -> str:
-        """Which run of its row it is, counted from 1; of fresh seeds, by its seed."""
+        """Which run of its row it is, counted from 1; in later turns, its seed."""
         role = "search" if self.role == SEARCH else "run"
         place = self.seed % SEARCH_SEEDS
-        return f"{role} {place + 1}" if place < FRESH_SEEDS else f"{role} with seed {place}"
+        return f"{role} {place + 1}" if place < BLOCK else f"{role} with seed {place}"
 
 
 @dataclass(kw_only=True)
@@ -117,7 +116,7 @@ class Board:
         tries: list[Job] = []
         chosen: dict[Row, Contestant] = {}
         for contestant in self.contestants:
-            decided = self._decide(contestant)
+            decided = self.decide(contestant)
             if isinstance(decided, Contestant):
                 row = self.row(decided)
                 enter(self.record, row)
@@ -132,15 +131,14 @@ class Board:
             return sorted(tries, key=lambda job: job.seed)  # stable: rows in order
         figures = []
         for row, seeds in figure_seeds(self.record, list(chosen), self.runs).items():
-            ask(self.record, row, len(seeds))
-            done = {run["seed"] for run in runs_of(self.record, row)}
-            done |= {job.seed for job in under_way if job.row == row}
-            left = [seed for seed in seeds if seed not in done]
-            if left and row.label not in self.failed:
-                figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=left[0]))
+            ask(self.record, row, seeds)
+            begun = {job.seed for job in under_way if job.row == row}
+            waiting = [seed for seed in left(self.record, row) if seed not in begun]
+            if waiting and row.label not in self.failed:
+                figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=waiting[0]))
         return sorted(figures, key=lambda job: job.seed)
 
-    def _decide(self, contestant: Contestant) -> Try | Contestant:
+    def decide(self, contestant: Contestant) -> Try | Contestant:
         """Return what to search with, or what to run for the figure."""
         if not self.search or contestant.recipe is None:
             return contestant
@@ -153,8 +151,14 @@ class Board:
                 continue
             if row == self.row(contestant.with_epochs(row.epochs)):
                 results.setdefault(row.epochs, []).append(run["accuracy"])
-                figure = [each["accuracy"] for each in runs_of(self.record, row)]
-                if len(figure) >= self.runs and judge(figure, target) != "reaches":
+                figure = runs_of(self.record, row)
+                # Later turns beside other rows are not what it was found by.
+                first = [
+                    each["accuracy"]
+                    for each in figure
+                    if block_of(each["seed"]) == block_of(figure[0]["seed"])
+                ]
+                if len(first) >= self.runs and judge(first, target) != "reaches":
                     refuted.add(row.epochs)
         longest = contestant.recipe.epochs
         decision = next_try(results, target, longest=longest, most_runs=self.runs, refuted=refuted)
@@ -184,7 +188,7 @@ class Board:
                 self._fill_at_once(runs_dir, out_of_time)
                 continue
             for job in jobs:
-                if out_of_time():
+                if out_of_time() or job.seed != jobs[0].seed:  # a row that lags catches up first
                     break
                 try:
                     run = self._run(job, runs_dir, meter)
@@ -290,8 +294,14 @@ class Board:
     def keep(self) -> None:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self._is_settled:
-            searching = [job.row.label for job in self.jobs() if job.role == SEARCH]
-            self.record["not_measured"] = list(dict.fromkeys(searching + missing(self.record)))
+            self.jobs()  # enters what is asked for
+            searching = self.record.setdefault("searching", {})
+            for contestant in self.contestants:
+                decided, asked = self.decide(contestant), self.row(contestant).label
+                searching.pop(asked, None)
+                if isinstance(decided, Try):
+                    searching[asked] = self.row(contestant.with_epochs(decided.epochs)).label
+            self.record["not_measured"] = missing(self.record)
         with held():
             self.save(self.record)
 

@@ -75,7 +75,7 @@ def test_an_ablation_killed_and_gone_on_with(factors: Path, data: Path, tmp_path
     # what lacked the first seed comes first; then the rows take turns
     assert [(run["row"]["name"], run["seed"]) for run in record["runs"]] == [
         *((names[0], 0), (names[2], 0)),
-        *((names[1], 0), (names[0], 1), (names[2], 1), (names[1], 1)),
+        *((names[1], 0), (names[0], 1), (names[1], 1), (names[2], 1)),
     ]
     for run in record["runs"]:
         assert run["row"]["tta"] == "flip" and 0 <= run["accuracy_without_tta"] <= 1
@@ -284,7 +284,13 @@ def record_of(runs: dict[str, dict[int, float]], at_once: dict[str, int] | None 
         "settings": {"recipe": "fast", "epochs": 4, "set": {}, "dataset": "CIFAR-10"},
         "command": "x",
         "factors": [
-            {**factor, "name": name, "science": name, "set": {} if name == BASE else {"ema": "none"}}
+            {
+                **factor,
+                "name": name,
+                "science": name,
+                "base": BASE,
+                "set": {} if name == BASE else {"ema": "none"},
+            }
             for name in runs
         ],
         "rows": list(rows.values()),
@@ -324,6 +330,21 @@ def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
     assert "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% | helps | w |" in page
     # 12.706 * sd(0.82, 0.79) / sqrt(2)
     assert "| base | g |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  | w |" in page
+
+
+def test_a_factor_is_compared_with_the_base_of_its_own_form() -> None:
+    """As where a network of ours was changed between two commands."""
+    record = record_of({"good": {0: 0.83, 1: 0.80}, BASE: {0: 0.82, 1: 0.79}})
+    then = record_of({"good": {0: 0.73, 1: 0.70}, BASE: {0: 0.71, 1: 0.68}})
+    for each in (*then["factors"], *then["rows"]):  # whose dicts the runs share
+        each["science"] += " then"
+    for each in then["factors"]:
+        each["base"] += " then"
+    for part in ("factors", "rows", "runs"):
+        record[part] += then[part]
+    (table,) = tables(record)
+    found = {round(line.difference, 3) for line in table.lines if line.difference is not None}
+    assert found == {0.01, 0.02}
 
 
 def test_on_a_cpu_trainings_are_compared_by_cpu_seconds() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from board_records import record_of, row, run_of
 
-from fastresnet.bench.board import labels_of, runs_of, standings, summarise, verdict_of
+from fastresnet.bench.board import ENERGY, labels_of, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import draw, figure_of, to_markdown
 from fastresnet.bench.comparison import find_row
 
@@ -50,11 +50,32 @@ def test_a_board_tells_the_commits_of_its_runs() -> None:
         runs = [run_of(row("a"), seed, 0.9, 1, git=commit) for seed, commit in enumerate(commits)]
         return to_markdown(record_of(runs, [row("a")]))
 
-    assert "Its runs are of" not in page("aaa", "aaa")
+    assert "Its runs are of the commit: aaa." in page("aaa", "aaa") and "commits)" not in page("aaa", "aaa")
+    assert "| 2026-01-01 (2 commits) |" in page("aaa", "bbb") and "Its runs" not in page()
     assert "Its runs are of the commit: aaa with changes." in page("aaa-dirty")
     assert "Its runs are of several commits: aaa, bbb with changes, ccc." in page(
         "aaa", "bbb-dirty", "ccc", "aaa"
     )
+
+
+def test_a_row_of_which_a_run_failed_says_so_beside_its_verdict() -> None:
+    runs = [run_of(row("a"), seed, 0.95 + seed / 1000, 1) for seed in range(3)]
+    failed = {row("a").label: "run 4: the loss is not finite"}
+    page = to_markdown(record_of(runs, [row("a")], failed=failed))
+    assert "| yes (of those that ended: one failed) |" in page and "run 4: the loss is not finite" in page
+
+
+def test_a_rows_dates_are_in_order() -> None:
+    runs = [run_of(row("a"), seed, 0.9, 1, date=f"2026-01-0{2 - seed}") for seed in range(2)]
+    assert "| 2026-01-01 to 2026-01-02 |" in to_markdown(record_of(runs, [row("a")]))
+
+
+def test_why_no_energy_was_read_is_told_where_none_can_be() -> None:
+    runs = [run_of(row("a"), 0, 0.9, 1)]
+    assert "No energy was read: only a GPU" in to_markdown(
+        record_of(runs, [row("a")], energy="only a GPU reports it")
+    )
+    assert "nergy" not in to_markdown(record_of(runs, [row("a")], energy=ENERGY))
 
 
 def test_every_run_is_in_the_picture() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from board_records import TINY, bench, read, record_of, refusal, row, run_of
 
@@ -215,9 +218,97 @@ def test_a_peer_waits_for_a_search_and_then_takes_turns(
     later = [(run["row"]["epochs"], run["seed"]) for run in record["runs"][len(order) :]]
     fresh = [(epochs, 1000 + i) for i in range(3) for epochs in (3, None)]
     assert later == [(3, 1_000_000), (3, 1_000_001), *fresh]
+    assert bench(*own, "--search", "--epochs", "4", "--runs", "3").exit_code == 0
+    assert len(read(out)["runs"]) == len(record["runs"])  # complete
     refuted, found = compare(record, other)
     assert [(each.row.epochs, each.rounds) for each in (refuted, found)] == [(2, 3), (3, 3)]
     assert record["not_measured"] == []
+
+
+def test_a_row_that_comes_later_takes_turns_with_the_one_it_is_compared_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: None)
+    ended = {
+        "accuracy": 0.9,
+        "seconds": 1.0,
+        "crossing_s": None,
+        "clocks": {},
+        "curve": [],
+        "machine": UNFOUND,
+    }
+    monkeypatch.setattr(board_run, "outcome", lambda result: dict(ended))
+    out = tmp_path / "board.json"
+    peer = 'other=echo \'{"accuracy": 0.6, "seconds": 1.5, "clock": "all"}\''
+    own = (*TINY[2:], "--data", data, "--out", out, "--peer", peer, "--against", "other", "--epochs")
+
+    def rounds() -> list[tuple[str, int | None, int]]:
+        record = read(out)
+        other = find_row(record, "other")
+        assert other is not None and record["not_measured"] == []
+        return [(each.row.name, each.row.epochs, each.rounds) for each in compare(record, other)]
+
+    def seeds(name: str) -> list[int]:
+        return sorted(run["seed"] for run in read(out)["runs"] if run["row"]["name"] == name)
+
+    assert bench(*own, "1", "--archs", "n2-b1-c4", "--runs", "2").exit_code == 0
+    # a later row, and more runs than the first had
+    assert bench(*own, "1,2", "--archs", "n2-b1-c8", "--runs", "3").exit_code == 0
+    assert rounds() == [("n2-b1-c4", 1, 2), ("n2-b1-c8", 1, 3), ("n2-b1-c8", 2, 3)]
+    assert seeds("other") == [0, 1, 1000, 1001, 1002]
+    assert bench(*own, "1", "--archs", "n2-b1-c4", "--runs", "4").exit_code == 0
+    assert rounds()[0] == ("n2-b1-c4", 1, 4) and seeds("other")[:4] == [0, 1, 2, 3]
+    # what others are compared with comes late itself
+    late = [each if each != peer else peer.replace("other=", "late=") for each in own]
+    late[late.index("other")] = "late"
+    assert bench(*late, "1", "--archs", "n2-b1-c4", "--runs", "2").exit_code == 0
+    assert seeds("late") == [1000, 1001] and seeds("n2-b1-c4") == [0, 1, 2, 3, 1000, 1001]
+
+
+def test_a_row_that_lags_catches_up_before_others_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: None)
+    ended = {
+        "accuracy": 0.9,
+        "seconds": 1.0,
+        "crossing_s": None,
+        "clocks": {},
+        "curve": [],
+        "machine": UNFOUND,
+    }
+    monkeypatch.setattr(board_run, "outcome", lambda result: dict(ended))
+    out = tmp_path / "board.json"
+    own = (*TINY[2:], "--data", data, "--out", out, "--epochs", "1", "--archs")
+    assert bench(*own, "n2-b1-c4", "--runs", "2").exit_code == 0
+    assert bench(*own, "n2-b1-c4,n2-b1-c8", "--runs", "3").exit_code == 0
+    order = [(run["row"]["name"][-1], run["seed"]) for run in read(out)["runs"]]
+    assert order == [("4", 0), ("4", 1), ("8", 0), ("8", 1), ("4", 2), ("8", 2)]
+
+
+def test_a_peer_ends_with_a_board_that_is_killed(tmp_path: Path) -> None:
+    """And what it has started with it, so that the next board does not run beside them."""
+    pids = tmp_path / "pids"
+    command = f"sleep 100000 & echo $! >{pids}; echo $$ >>{pids}; wait"
+    board = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from fastresnet.bench.peers import Peer; Peer.parse({'x=' + command!r}).run(0)",
+        ]
+    )
+    try:
+        started = time.monotonic()
+        while not (pids.exists() and len(pids.read_text().split()) == 2):
+            assert board.poll() is None and time.monotonic() - started < FAR
+            time.sleep(0.05)
+    finally:
+        board.kill()
+        board.wait()
+    running = [int(text) for text in pids.read_text().split()]
+    while any(map(psutil.pid_exists, running)):
+        assert time.monotonic() - started < FAR
+        time.sleep(0.05)
 
 
 def test_two_rows_take_turns_though_others_ran_between() -> None:

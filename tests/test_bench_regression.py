@@ -105,6 +105,14 @@ def test_without_a_baseline_it_says_how_to_make_one(
             [],
             "is no baseline",
         ),
+        (
+            {
+                **{"kind": "regression", "date": "2026-01-01", "parts": {"a": {"ratio": 0}}},
+                **{"environment": {"git": "a", "device_name": "b"}},
+            },
+            [],
+            "is no baseline",
+        ),
         ({"kind": "loaders"}, [], "is no baseline"),
         ({}, ["--slower", "nan"], "--slower is nan; it must be above 1"),
         ({}, ["--slower", "1"], "--slower is 1; it must be above 1"),
@@ -128,6 +136,11 @@ def test_what_cannot_be_a_gate_is_one_line(
 def test_a_selection_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="no part was measured"):
         run_benchmarks(extra=["-k", "nothing_of_this_name"])
+
+
+def test_what_failed_is_told() -> None:
+    with pytest.raises(UserError, match=r"did not run to their end: .*error: .*--no-such-option"):
+        run_benchmarks(extra=["--no-such-option"])
 
 
 def test_a_part_of_each_kind_is_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:

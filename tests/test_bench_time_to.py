@@ -59,7 +59,7 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
     own = (*TINY, "--data", data, "--out", out, "--peer", peer, "--epochs", "1,2")
     first = bench(*own, "--runs", "1")
     assert first.exit_code == 0, first.output
-    assert "one run: proves nothing" in first.output and "over ten minutes" not in first.output
+    assert "one run: proves nothing" in first.output and "ended: one failed" not in first.output
     before = read(out)["runs"]
     done = bench(*own, "--runs", "2")
     assert done.exit_code == 0, done.output
@@ -248,7 +248,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
         run["accuracy"] -= 0.5 * (run["role"] == "figure")
     out.write_text(json.dumps(record))
     assert bench(*own).exit_code == 0
-    assert trained[len(searched) + 3 :] == [(6, 1000), (6, 1001), (6, 1002)]
+    assert trained[len(searched) + 3 :] == [(6, 0), (6, 1), (6, 2)]
     best, refuted = standings(read(out))
     assert (best.row.epochs, best.verdict) == (6, "reaches")
     assert (refuted.row.epochs, refuted.verdict, refuted.searched) == (5, "below", True)
@@ -419,16 +419,17 @@ def test_a_long_board_says_so_before_it_starts(
     assert long.exit_code == 0
     assert "this will take about 13 min 20 s (2 runs, beside 1 row of unknown time)" in long.output
     short = bench(*own, "--runs", "1").output  # but who knows of the other row
-    assert "this will take about 6 min 40 s (1 runs, beside 1 row of unknown time)" in short
+    assert "this will take about 6 min 40 s (1 run, beside 1 row of unknown time)" in short
     assert "will take" not in bench(*own[:-2], "--runs", "1").output
-    searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # 4 / 2 + 4 bits of epochs
-    assert "about 40 min 00 s (6 runs" in searched.output
+    searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # of 4 bits
+    assert "about 40 min 00 s (12 runs" in searched.output  # 8 to search with and 4, of half the length
 
 
 def test_energy_is_the_difference_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a stand-in for NVML that has the card use 250 J between two readings."""
     readings = iter([1_000_000, 1_250_000, 1_500_000])
     nvml = types.ModuleType("pynvml")
+    nvml.NVMLError = RuntimeError  # type: ignore[attr-defined]
     nvml.nvmlInit = lambda: None  # type: ignore[attr-defined]
     nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid  # type: ignore[attr-defined]
     nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: next(readings)  # type: ignore[attr-defined]
@@ -442,3 +443,30 @@ def test_energy_is_the_difference_of_the_counter(monkeypatch: pytest.MonkeyPatch
     without = EnergyMeter(torch.device("cuda", 0))
     assert without.obstacle == "nvidia-ml-py is not installed" and without.read() is None
     assert EnergyMeter(torch.device("cpu")).read() is None
+
+
+def test_a_driver_that_fails_amid_a_board_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Exception):
+        pass
+
+    def fails(handle: str) -> int:
+        raise Lost
+
+    nvml = types.SimpleNamespace(NVMLError=Lost, nvmlDeviceGetTotalEnergyConsumption=fails)
+    meter = EnergyMeter(torch.device("cpu"))
+    meter.obstacle, meter._nvml, meter._handle = None, nvml, "card"
+    assert meter.read() is None
+
+
+def test_a_search_that_an_earlier_command_left_is_still_missing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "board.json"
+    own = (*TINY[2:], "--data", data, "--out", out)
+    assert bench(*own, *TINY[:2], "--search", "--epochs", "4", "--runs", "2", "--minutes", "0").exit_code == 0
+    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1", "--epochs", "1")
+    assert other.exit_code == 0, other.output
+    (missing,) = read(out)["not_measured"]
+    assert missing.startswith("n2-b1-c4, fast") and missing.endswith(", 4 epochs")
+    plain = bench(*own, *TINY[:2], "--epochs", "4", "--runs", "2", "--minutes", "0")  # not searched any more
+    assert plain.exit_code == 0 and read(out)["searching"] == {}

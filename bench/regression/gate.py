@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -56,9 +57,15 @@ def run_benchmarks(selected: Sequence[str] = (), extra: Sequence[str] = ()) -> d
         if done.returncode == 5:  # pytest collected nothing
             raise UserError("no part was measured; `pytest bench/regression --collect-only -q` lists them")
         if done.returncode or not out.exists():
-            said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
-            raise UserError(f"the benchmarks did not run to their end: {said[-1]}")
+            raise UserError(f"the benchmarks did not run to their end: {_why(done.stdout + done.stderr)}")
         return read_ratios(json.loads(out.read_bytes()))
+
+
+def _why(said: str) -> str:
+    """Return the first of pytest's lines that says what went wrong, else its last."""
+    lines = said.strip().splitlines() or ["it said nothing"]
+    telling = (line for line in lines if re.search(r"^(FAILED|ERROR) |error: ", line))
+    return next(telling, lines[-1])
 
 
 def read_ratios(result: dict[str, Any]) -> dict[str, float]:
@@ -118,9 +125,10 @@ def _ratios_then(record: dict[str, Any]) -> dict[str, float] | None:
     if record["kind"] != "regression" or not told:
         return None
     try:
-        return {name: float(part["ratio"]) for name, part in record["parts"].items()}
+        ratios = {name: float(part["ratio"]) for name, part in record["parts"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
+    return ratios if all(ratio > 0 for ratio in ratios.values()) else None
 
 
 def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +67,10 @@ def test_loader(backend: str, data: Data, recipe: Recipe, machine: Machine, time
         pytest.skip(f"{backend} is not installed")
     spec = train_loader_spec(recipe.with_overrides({"batch_size": 128}), RunConfig())
     loader = open_loader(backend, data.splits["train"], spec, machine.device)
-    loader.set_epoch(0)
+    epochs = itertools.count()
 
     def epoch() -> None:
+        loader.set_epoch(next(epochs))  # as in a training, which plans the next one meanwhile
         for _ in loader:
             pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +69,7 @@ def time_to(
         typer.Option(
             metavar="NAME=COMMAND",
             help="A command that trains once and prints one JSON line: accuracy, seconds, clock. {seed} in it is the "
-            "run's number.",
+            "run's seed: 0, 1, 2, ...",
         ),
     ] = None,
     peer_minutes: Annotated[
@@ -109,7 +110,7 @@ def time_to(
     if show is not None:
         record = read_record(show, "time-to", to_markdown)
         if against is not None:
-            _compare_with(against, record, [])
+            _compare_with(against, record)
         show_page(to_markdown(record), mark_of("time-to", show), insert)
     else:
         started = time.monotonic()
@@ -134,14 +135,18 @@ def time_to(
         board, path = _open(entered, target, runs, search, parallel, config, out)
         check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
         if against is not None:
-            _compare_with(against, board.record, [each.row(board.data) for each in entered])
+            # What a search will find, and whether trainings are done at once, is not known yet.
+            rows = [] if search or parallel > 1 else [each.row(board.data) for each in entered]
+            _compare_with(against, board.record, rows, [each.name for each in entered])
         fill_board(board, path, started, minutes, "board")
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
         show_page(to_markdown(board.record), mark_of("time-to", path), insert)
         complain_of_failures(board, path)
 
 
-def _compare_with(name: str, record: dict[str, Any], asked: list[Row]) -> None:
+def _compare_with(
+    name: str, record: dict[str, Any], asked: Sequence[Row] = (), names_asked: Sequence[str] = ()
+) -> None:
     """Have the record's page compare rows with the one of that name, or with none where it is empty.
 
     Raises:
@@ -151,7 +156,8 @@ def _compare_with(name: str, record: dict[str, Any], asked: list[Row]) -> None:
     from fastresnet.errors import did_you_mean
 
     labels = labels_of([*(Row(**row) for row in record["rows"]), *asked])
-    names = list(dict.fromkeys(text for row in labels for text in (labels[row], row.label, row.name)))
+    told = [text for row in labels for text in (labels[row], row.label, row.name)]
+    names = list(dict.fromkeys([*told, *names_asked]))
     if name and name not in names:
         near = did_you_mean(name, names)
         raise UserError(f"--against is {name!r}, no row of this board{near} (it has {'; '.join(names)})")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastresnet.run import RunConfig
 
 LONG_BOARD_S = 600.0
+FILLED = {"rows", "runs", "asked", "searching", "failed", "at_once"}  # of a record, while it is filled
 
 
 def board_config(**typed: Any) -> RunConfig:
@@ -104,7 +105,8 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
 
     stopped: int | None = None
     with own_runs_dir(path) as runs_dir:
-        if path.exists() and load_record(path).get("runs") != board.record["runs"]:
+        there = load_record(path) if path.exists() else {}
+        if any(there[key] != board.record.get(key) for key in FILLED & there.keys()):
             raise UserError(f"another process has just added to {path}; give the command again")
         try:
             _fill(board, runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
@@ -138,7 +140,7 @@ def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None
     if seconds > LONG_BOARD_S or unknown:
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         board.tell(
-            f"this will take about {duration(seconds)} ({num_runs} runs{beside}); it may be stopped at any moment, "
-            "and the same command goes on"
+            f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside}); it may be stopped at any "
+            "moment, and the same command goes on"
         )
     board.fill(runs_dir, out_of_time)
