@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from fastresnet.loaders.protocol import Batch, LoaderSpec
 from fastresnet.loaders.registry import open_loader
 from fastresnet.recipe import Recipe, load_recipe
 from fastresnet.run import RunConfig
+from fastresnet.training_warmup import warm_up_step
 
 OURS = "fastresnet8"
 NINE = tuple(entry.name for entry in CATALOGUE if entry.table == "r0-table1")
@@ -50,7 +52,10 @@ def one_step(data: Data, recipe: Recipe, machine: Machine, way: Way) -> Callable
     """Return what does the first step of a run over and over, in a way."""
     step = made_step(data, recipe, machine)
     step.take(way)
-    batch = random_batch(data, recipe, machine.device)
+    return repeated(step, random_batch(data, recipe, machine.device))
+
+
+def repeated(step: TrainStep, batch: Batch) -> Callable[[], None]:
 
     def one() -> None:
         step(batch, averaging=True)
@@ -108,6 +113,22 @@ def test_kernel(added: str, machine: Machine, timed: Timed) -> None:
 def test_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
     """A training step on one batch that stays on the device: augment, forward, backward, update, EMA."""
     timed(one_step(data, recipe.with_overrides({"arch": arch}), machine, Way()))
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet24", OURS])
+def test_graph_step(arch: str, data: Data, recipe: Recipe, machine: Machine, timed: Timed) -> None:
+    """The same as a GPU's trainings do it: compiled, with Triton's norms, one replay of a CUDA graph."""
+    if machine.device.type != "cuda":
+        pytest.skip("CUDA graphs are for GPUs")
+    obstacle = kernels_obstacle("triton", machine.device)
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    its = recipe.with_overrides({"arch": arch})
+    asked = {"compile": "on", "kernels": "triton", "graphs": "on"}
+    as_trained = dataclasses.replace(machine, config=machine.config.model_copy(update=asked))
+    step = made_step(data, its, as_trained)
+    warm_up_step(step, its, as_trained, data)
+    timed(repeated(step, random_batch(data, its, machine.device)))
 
 
 @pytest.mark.parametrize("convs", ["winograd", "amx"])
