@@ -8,6 +8,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.record import commands_told, write_record
+from fastresnet.signals import held
 
 COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8", "llvm": "#3b7dd8"}
 
@@ -53,6 +54,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@held()
 def draw(record: dict[str, Any]) -> bytes:
     """Return a PNG: for each case and direction, each implementation's share of the copy speed."""
     from matplotlib.figure import Figure

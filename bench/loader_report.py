@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastresnet.signals import held
+
 # Seconds that report R0 printed for "5 epochs" by number of workers; from 2 workers up, 1.466 + 0.342 n fits them.
 PRINTED_S = {0: 63.96, 2: 2.16, 4: 2.80, 8: 4.18, 12: 5.61, 16: 7.00, 20: 8.24}
 MIB = 2**20
@@ -210,6 +212,7 @@ def _start_up(record: dict[str, Any]) -> list[str]:
     ]
 
 
+@held()
 def plot(record: dict[str, Any], path: Path) -> None:
     """Write the table as a picture: images a second by row, and five epochs by workers beside R0's figures."""
     from matplotlib.figure import Figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 
 from fastresnet.engine.machine import synchronise
 from fastresnet.errors import UserError
+from fastresnet.signals import blocked, unblock
 
 WARM_STEPS = 2
 
@@ -55,7 +57,8 @@ class LoopProcess:
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, arguments), name=name)
-        self._process.start()
+        with blocked():
+            self._process.start()
         theirs.close()
 
     def await_ready(self) -> dict[str, Any]:
@@ -107,6 +110,10 @@ def time_together(processes: Sequence[LoopProcess], steps: int) -> list[float]:
 
 def _serve(pipe: Connection, make: Callable[..., Loop], arguments: tuple[Any, ...]) -> None:
     """Answer each number of steps with images a second, until the other end closes."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C ends it without a word; the parent says what there is to say
+    unblock()
     try:
         start = time.perf_counter()
         loop = make(*arguments)
@@ -123,7 +130,7 @@ def _serve(pipe: Connection, make: Callable[..., Loop], arguments: tuple[Any, ..
             steps, alone = pipe.recv()
             speed = _time_steps(loop.steps_alone if alone else loop.steps, steps, loop.device)
             pipe.send(("done", speed))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError):
         return
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]

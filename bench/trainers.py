@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastresnet.errors import UserError
-from fastresnet.signals import SIGNALS, stopped_by
+from fastresnet.signals import blocked, stopped_by, unblock
 
 if TYPE_CHECKING:
     from fastresnet.recipe import Recipe
@@ -33,12 +33,8 @@ class Trainer:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, runs_dir), name="training")
-        # until it has a session of its own, a signal to the whole group would end it with a traceback
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
+        with blocked():  # until it has a session of its own
             self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()
         self.label: str | None = None
         self.is_over = False
@@ -120,7 +116,7 @@ def _serve(pipe: Connection, runs_dir: Path) -> None:
     os.setsid()
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # Ctrl-C and a lost terminal are the parent's to act on
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    unblock()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     from fastresnet.bench.board_run import train_once
     from fastresnet.engine.fit import Interrupted

@@ -20,7 +20,7 @@ KILLING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 1.0  # within it a signal that comes again, as from `timeout`, is still the first
 # torchrun passes on what the terminal has sent already, perhaps late, and kills by itself after 30 s.
 TORCHRUN_PATIENCE_S = 15.0
-AGAIN_S = 0.05  # until a stop that Python threw away is raised again
+AGAIN_S = 0.01  # until a stop that Python threw away, or that came amid an import, is raised again
 
 
 def stopped_by(signum: int) -> str:
@@ -74,20 +74,37 @@ def raise_stopped() -> None:
     """From now on the first of SIGNALS raises :class:`Stopped`, which unwinds what is being written.
 
     Python throws away what is raised amid a callback, as of the garbage collector; there it is raised again soon after.
+    Libraries that are being imported may do so too, or make another error of it; it waits until they are, or until
+    somebody grows impatient.
     """
+    first, is_waiting, is_ours = 0.0, False, False
 
     def ask(signum: int) -> None:
-        raise Stopped(signum)
+        nonlocal first, is_waiting, is_ours
+        first = first or time.monotonic()
+        is_patient = is_ours or time.monotonic() - first < PATIENCE_S
+        is_waiting = is_ours = False
+        if not (is_patient and _is_importing()):
+            raise Stopped(signum)
+        ask_again(signum)
 
-    def again(signum: int) -> None:
+    def ask_again(signum: int) -> None:
+        nonlocal is_waiting
+        on_stop(ask)
+        is_waiting = True
+        # Not a threading.Thread: this may be amid the start of one, whose lock is taken.
+        start_new_thread(send, (signum,))
+
+    def send(signum: int) -> None:
+        nonlocal is_ours
         time.sleep(AGAIN_S)
-        os.kill(os.getpid(), signum)
+        if is_waiting:
+            is_ours = True
+            os.kill(os.getpid(), signum)
 
     def unraisable(lost: sys.UnraisableHookArgs) -> None:
         if isinstance(lost.exc_value, Stopped):
-            on_stop(ask)
-            # Not a threading.Thread: this may be amid the start of one, whose lock is taken.
-            start_new_thread(again, (lost.exc_value.signum,))
+            ask_again(lost.exc_value.signum)
         else:
             others(lost)
 
@@ -119,6 +136,27 @@ def held() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Hold SIGNALS back until the end; processes that are spawned within never get them before :func:`unblock`.
+
+    One that came while such a process imports what it needs would end it with a traceback.
+    """
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # whose start, amid that of the first process, would unblock SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock() -> None:
+    """Take what was held back by :func:`blocked`, and what comes from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def ask_to_stop(signum: int) -> None:
     """Do what SIGTERM would do since :func:`on_stop`, for the reason ``signum``."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -141,3 +179,10 @@ def _discard_lost_terminals() -> None:
         except OSError as error:
             if error.errno == errno.EIO:  # one that is no terminal gives another
                 discard(descriptor)
+
+
+def _is_importing() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        frame = frame.f_back
+    return frame is not None

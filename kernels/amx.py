@@ -20,6 +20,7 @@ import torch
 
 from fastresnet.errors import UserError
 from fastresnet.kernels.team import channels_last, run_team, team_obstacle
+from fastresnet.signals import held
 
 TAPS = 3
 CHANNELS = 16  # in a tile
@@ -43,6 +44,7 @@ def amx_obstacle(device_type: str) -> str | None:
 
 
 @cache
+@held()  # llvmlite's strings would be disposed of twice
 def _processor_obstacle() -> str | None:
     from llvmlite import binding
 

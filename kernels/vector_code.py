@@ -11,6 +11,8 @@ import numpy as np
 from llvmlite import binding, ir
 from numpy.typing import NDArray
 
+from fastresnet.signals import held
+
 Matrix = NDArray[np.float64]
 FLOAT, INT16, INT32, INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 # Products and sums may be fused, and -0 be 0; NaN and infinity stay what they are.
@@ -227,6 +229,7 @@ def _alternates(first: Matrix, second: Matrix) -> bool:
 
 
 @cache
+@held()
 def host_lanes() -> int:
     """Return the float32s in a vector of this machine's processor: 8 or 16."""
     return 16 if binding.get_host_cpu_features().get("avx512f") else 8
@@ -235,6 +238,8 @@ def host_lanes() -> int:
 _engines: list[Any] = []  # own the code for as long as the process lives
 
 
+# A stop amid what llvmlite disposes of would have it disposed of twice, which aborts the process.
+@held()
 def compiled(write: Callable[[ir.Module], None]) -> int:
     """Return the address of the function ``run`` that ``write`` writes."""
     binding.initialize_native_target()

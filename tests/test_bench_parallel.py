@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import ARCH
-from train_processes import FAR, started
+from train_processes import FAR, spawned, started
 from typed_commands import Command
 
 from fastresnet.bench import at_once
@@ -137,21 +136,11 @@ def meanwhile(act: Any, out: Path, num_runs: int) -> Iterator[None]:
     thread.join()
 
 
-def trainings(parent: int) -> list[psutil.Process]:
-    """Return the processes that train for ``parent``."""
-    found = []
-    for process in psutil.Process(parent).children():
-        with contextlib.suppress(psutil.Error):
-            if "spawn_main" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def test_a_training_that_dies_and_a_signal_keep_what_was_run(
     fastresnet: Command, own: tuple[str, ...], out: Path
 ) -> None:
     settled(fastresnet, own, out, FASTER)
-    with meanwhile(lambda: trainings(os.getpid())[0].kill(), out, 1):
+    with meanwhile(lambda: spawned(os.getpid())[0].kill(), out, 1):
         code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 2, told
     line = told.strip().splitlines()[-1]
@@ -161,7 +150,7 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
         line.endswith(f"{out} keeps the rest")
         and f"{ARCH}, {CHANGED}, 1 epoch, 2 at once" in read(out)["failed"]
     )
-    assert trainings(os.getpid()) == []
+    assert spawned(os.getpid()) == []
     kept = read(out)["runs"]
     assert len(kept) > 1
 
@@ -169,7 +158,7 @@ def test_a_training_that_dies_and_a_signal_keep_what_was_run(
         code, _, told = fastresnet(*own, *ENDLESS)
     assert code == 128 + signal.SIGTERM, told
     assert f"stopped; the board is kept in {out}, and the same command goes on with it" in told
-    assert trainings(os.getpid()) == []
+    assert spawned(os.getpid()) == []
     later = read(out)["runs"]
     assert later[: len(kept)] == kept and len(later) > len(kept)
     at_once = [run["seed"] for run in later if run["row"]["at_once"] == 2]
@@ -185,7 +174,7 @@ def test_trainings_end_with_a_parent_that_is_killed(
         with meanwhile(lambda: None, out, 3):  # the second begins when the first has found the row's way
             pass
         assert process.poll() is None
-        processes = trainings(process.pid)
+        processes = spawned(process.pid)
         assert len(processes) == 2
         process.kill()
         gone, alive = psutil.wait_procs(processes, timeout=FAR)

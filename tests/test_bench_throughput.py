@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny_runs import write_tiny
+from train_processes import FAR, spawned, started
 from typer.testing import CliRunner, Result
 
 from fastresnet.arch import get_arch
@@ -141,6 +147,46 @@ def test_a_loop_that_cannot_be_made_is_left_out(monkeypatch: pytest.MonkeyPatch)
     finally:
         process.close()
     process.close()
+
+
+def is_importing(row: psutil.Process) -> bool:
+    return any("libtorch_cpu" in mapped.path for mapped in row.memory_maps())
+
+
+def is_loading(row: psutil.Process) -> bool:
+    return bool(row.children())  # a DataLoader's workers
+
+
+@pytest.mark.parametrize("is_at", [is_importing, is_loading])
+def test_ctrl_c_is_one_line_whatever_a_rows_process_is_at(
+    is_at: Callable[[psutil.Process], bool], tmp_path: Path
+) -> None:
+    data = write_tiny(tmp_path / "tiny.npz")
+    own = (
+        "bench",
+        "throughput",
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+        "--rows",
+        "student",
+        "--arch",
+        "n2-b1-c4",
+    )
+    own += ("--batch-size", "16", "--rounds", "100000", "--out", str(tmp_path / "t.json"))
+    with started(tmp_path, *own, command=(sys.executable, "-m", "fastresnet")) as process:
+        rows: list[psutil.Process] = []
+        while process.poll() is None:
+            rows = spawned(process.pid)
+            if rows and is_at(rows[0]):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=FAR)
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert told.splitlines()[-1] == "fastresnet: stopped by SIGINT; nothing was left half-written"
+    assert "Traceback" not in told
+    assert psutil.wait_procs(rows, timeout=FAR)[1] == []
 
 
 class Fake:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_runs import ARCH, BATCH
 
@@ -70,6 +71,16 @@ def await_run(process: subprocess.Popen[str], folder: Path) -> Path:
             return found[0].parent
         time.sleep(0.002)
     pytest.fail(f"made no run: {process.communicate()}")
+
+
+def spawned(parent: int) -> list[psutil.Process]:
+    """Return the processes that multiprocessing has spawned for ``parent``."""
+    found = []
+    for process in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class Terminal:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from fastresnet.report.palette import LIGHT, NUM_SERIES
 from fastresnet.report.tables import Table
+from fastresnet.signals import held
 
 PNG_DPI = 160
 TITLE_INCHES = 0.4  # which the PNG has and the page's caption stands for
@@ -88,7 +89,7 @@ def draw(
     numbers: Table | None = None,
 ) -> Chart:
     """Return what ``paint`` draws on a figure of ``size`` inches."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with held(), matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A class may be called anything: the page has the reader's fonts, the PNG a box for a missing letter.
         warnings.filterwarnings("ignore", message="Glyph.*missing")
         figure = Figure(figsize=size, layout="constrained")
