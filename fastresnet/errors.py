@@ -34,8 +34,8 @@ class Conflict(ValueError):
         self.at = at
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'X'?"`` for the nearest of ``allowed``, or an empty string.
+def did_you_mean(name: str, allowed: Iterable[str], under: str = "") -> str:
+    """Return ``"; did you mean 'X'?"`` for the nearest of ``allowed``, after ``under``, or an empty string.
 
     Of several that are equally near as words, it is the one whose numbers are nearest.
     """
@@ -48,7 +48,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
         apart = math.inf if len(theirs) != len(numbers) else math.dist(numbers, theirs)
         ranked.append((-matcher.ratio(), apart, candidate))
     nearest = min(ranked, key=lambda rank: rank[:2], default=None)
-    return f"; did you mean {nearest[2]!r}?" if nearest is not None and -nearest[0] >= 0.5 else ""
+    return f"; did you mean {under + nearest[2]!r}?" if nearest is not None and -nearest[0] >= 0.5 else ""
 
 
 def _numbers(name: str) -> list[int]:

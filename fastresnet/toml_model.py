@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 import tomllib
 from collections.abc import Mapping
@@ -100,7 +101,12 @@ def at_line(where: str, text: str, path: KeyPath, message: str) -> UserError:
 
 
 def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text: str = "") -> Model:
-    """Return the model of ``data``, or raise a one-line UserError: with the line in ``text``, or a RefusedValue."""
+    """Return the model of ``data``, or raise a one-line UserError: with the line in ``where``, or a RefusedValue.
+
+    Args:
+        where: what the file is called; empty where it is none.
+        text: what it holds.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -110,7 +116,7 @@ def validated(model: type[Model], data: Mapping[str, Any], where: str = "", text
         conflict = first.get("ctx", {}).get("error")
         path = (*path, *conflict.at) if isinstance(conflict, Conflict) else path
         key = ".".join(map(str, path))
-        raise (at_line(where, text, path, message) if text else RefusedValue(message, key)) from None
+        raise (at_line(where, text, path, message) if where else RefusedValue(message, key)) from None
 
 
 class _Short(reprlib.Repr):
@@ -134,7 +140,7 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
     if kind == "extra_forbidden":
         allowed = sorted(owner.model_fields) if owner else []
         below = [*path[:-1], *_below(owner, str(path[-1]))] if owner else path
-        near = did_you_mean(str(path[-1]), allowed)
+        near = did_you_mean(str(path[-1]), allowed, under=key[: -len(str(path[-1]))])
         if len(below) > len(path):
             near = f"; did you mean {'.'.join(map(str, below))!r}?"
         return path, f"unknown key {key!r}{near} (allowed: {', '.join(allowed)})"
@@ -149,7 +155,7 @@ def _explain(root: type[BaseModel], error: dict[str, Any]) -> tuple[KeyPath, str
     if kind == "value_error":
         return path, f"{key}: {context['error']}" if key else str(context["error"])
     if kind == "literal_error":
-        near = did_you_mean(str(given), str(context["expected"]).replace("'", " ").split())
+        near = did_you_mean(str(given), re.findall("'([^']*)'", context["expected"]))
         return path, f"{key} is {shown_value(given)}{near} (allowed: {context['expected']})"
     return path, f"{key} is {shown_value(given)}; {requirement(error)}{_as_toml(root, path, kind, given)}"
 

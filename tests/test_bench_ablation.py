@@ -229,7 +229,7 @@ def test_what_is_left_out_is_told_of_the_last_command() -> None:
         (
             '"optimizer.lr"',
             '"optimizer.lrr"',
-            ":5: lr-double: unknown key 'optimizer.lrr'; did you mean 'lr'?",
+            ":5: lr-double: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?",
         ),
         ('"ema" =', '"emma" =', ":11: no-ema: unknown key 'emma'; did you mean 'ema'?"),
         (
@@ -242,7 +242,7 @@ def test_what_is_left_out_is_told_of_the_last_command() -> None:
         ("no-ema", "base", ":9: factor.1.name: 'base' is what factors are compared with"),
         ('"optimizer.lr" = 0.1', "", ":5: factor.0.set is {}; it"),
         ('why = "it may not pay"', "", ":8: factor.1.why is missing"),
-        ('why = "it may not pay"', "wy = 1", ":12: unknown key 'factor.1.wy'; did you mean 'why'?"),
+        ('why = "it may not pay"', "wy = 1", ":12: unknown key 'factor.1.wy'; did you mean 'factor.1.why'?"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(
@@ -252,6 +252,17 @@ def test_a_mistake_in_a_file_is_named_with_its_line(
     factors.write_text(FACTORS.replace(before, after))
     message = refused("bench", "ablation", *tiny(factors, data, tmp_path / "a.json"))
     assert message.startswith(f"{factors}{told}"), message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("", "factor is missing"), ("factor = []", "factor is []; it must be")]
+)
+def test_a_file_of_no_factors_is_named(
+    text: str, told: str, factors: Path, data: Path, tmp_path: Path
+) -> None:
+    factors.write_text(text)
+    message = refused("bench", "ablation", *tiny(factors, data, tmp_path / "a.json"))
+    assert message.startswith(f"{factors}:1: {told}"), message
 
 
 def test_mistakes_on_the_command_line(factors: Path, data: Path, tmp_path: Path) -> None:

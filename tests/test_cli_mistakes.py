@@ -20,7 +20,7 @@ MISTAKES = {
     "arch": (["--arch", "resnet25"], "unknown architecture 'resnet25'; did you mean 'resnet24'?"),
     "recipe": (["--recipe", "fsat"], "unknown recipe 'fsat'; did you mean 'fast'?"),
     "option": (["--archh", "resnet8"], "No such option: --archh"),
-    "key": (["--set", "optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'lr'?"),
+    "key": (["--set", "optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
     "no equals": (["--set", "optimizer.lr"], "--set 'optimizer.lr' has no '='; write --set KEY=VALUE"),
     "value": (["--set", "optimizer.lr=fast"], "optimizer.lr is 'fast'; it must be a number"),
     "epochs 0": (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
@@ -31,6 +31,7 @@ MISTAKES = {
     "loader": (["--loader", "numbaa"], "unknown loader 'numbaa'; did you mean 'numba'"),
     "amp": (["--amp", "bf61"], "--amp is 'bf61'; did you mean 'bf16'? (allowed: 'auto', 'bf16', 'fp16' or 'off')"),
     "fp16 on a cpu": (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a GPU"),
+    "amp that is near no choice": (["--amp", "on"], "--amp is 'on' (allowed: 'auto', 'bf16', 'fp16' or 'off')"),
     "compile": (["--compile", "maybe"], "--compile is 'maybe' (allowed: 'auto', 'on', 'whole' or 'off')"),
     "device": (["--device", "tpu"], "--device is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
     "target": (["--target", "94"], "--target is 94.0; it must be at most 1"),
@@ -111,7 +112,7 @@ def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
         '[schedule]\nname = "constant"\n'
     )
     for wrong, line, expected in (
-        (text.replace("lr = 0.1", "lrr = 0.1"), 8, "unknown key 'optimizer.lrr'; did you mean 'lr'"),
+        (text.replace("lr = 0.1", "lrr = 0.1"), 8, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"),
         (text.replace("lr = 0.1", "lr = -1"), 8, "optimizer.lr is -1"),
         (
             text.replace('"constant"', '"constnat"'),

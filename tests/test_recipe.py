@@ -98,7 +98,7 @@ def test_an_override_is_taken_or_named_in_the_error(overrides: dict[str, Any]) -
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"optimzer.lr": "1"}, r"unknown key 'optimzer'; did you mean 'optimizer'\? \(allowed: .*schedule"),
-    ({"optimizer.momentm": "1"}, r"unknown key 'optimizer.momentm'; did you mean 'momentum'\? \(allowed: bn"),
+    ({"optimizer.momentm": "1"}, r"unknown key 'optimizer.momentm'; did you mean 'optimizer.momentum'\? \(allowed: bn"),
     ({"lr": "1"}, r"unknown key 'lr'; did you mean 'optimizer.lr'\?"),
     ({"label_smoothing": "0"}, r"unknown key 'label_smoothing'; did you mean 'loss.label_smoothing'\?"),
     ({"optimizer.k": "5"}, r"unknown key 'optimizer.k'; did you mean 'optimizer.lookahead.k'\?"),
@@ -249,7 +249,7 @@ def test_a_file_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
     ("old", "new", "line", "message"),
     [
         ("epochs = 3", "epochs = 0", 3, "epochs is 0"),
-        ("lr = 0.1", "lrr = 0.1", 8, "unknown key 'optimizer.lrr'; did you mean 'lr'?"),
+        ("lr = 0.1", "lrr = 0.1", 8, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
         ('name = "sgd"', 'name = "sdg"', 7, "optimizer.name is 'sdg'; did you mean 'sgd'?"),
         ("lr = 0.1\n", "", 6, "optimizer.lr is missing"),
         ("[schedule]", "[scedule]", 10, "unknown key 'scedule'; did you mean 'schedule'?"),

@@ -102,7 +102,7 @@ WRONG: list[tuple[Any, str]] = [
     ("[{size = 24, until = 0}]", "resize.0.until is 0; it must be above 0"),
     ("[{size = 0, until = 0.5}]", "resize.0.size is 0; it must be at least 1"),
     ("[{size = 24}]", "resize.0.until is missing"),
-    ("[{size = 24, til = 0.5}]", r"unknown key 'resize.0.til'; did you mean 'until'\?"),
+    ("[{size = 24, til = 0.5}]", r"unknown key 'resize.0.til'; did you mean 'resize.0.until'\?"),
 ]
 
 

@@ -234,7 +234,7 @@ def test_a_mistake_is_named_with_its_line(
         ('recipe = "r0-plain"\n[grid]\nN = [2, 3]', 4, "the base's stages differ in blocks"),
         ('recipe = "fast"\n[grid]\nC = ["widest"]', 4, "the widest that fits needs a budget"),
         ('recipe = "fast"\n[[cells]]\nset = { C = 4 }\n[[cells]]\nset = { C = 0 }', 6, "C is 0"),
-        ('recipe = "fast"\n[[cells]]\nsett = { C = 4 }', 4, "unknown key 'cells.0.sett'; did you mean 'set'?"),
+        ('recipe = "fast"\n[[cells]]\nsett = { C = 4 }', 4, "unknown key 'cells.0.sett'; did you mean 'cells.0.set'?"),
         ('recipe = "fast"\n[[cells]]\nset = { C = 4 }\nprinted_accuracy = 84', 5, "cells.0.printed_accuracy is 84"),
         ('recipe = "fast"\n[[sequence]]\nname = "a"', 3, "sequence.0: give either a grid or cells"),
         ('recipe = "fast"\n[[sequence]]\nname = "a"\ngrid.batch_size = [32]\n[[sequence]]\nname = "b"\n'
