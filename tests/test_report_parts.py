@@ -26,6 +26,7 @@ from fastresnet.loaders.registry import open_loader
 from fastresnet.report import facts
 from fastresnet.report.augmentation import augmentation_grid
 from fastresnet.report.bars import arrange, sweep_charts
+from fastresnet.report.chart import PNG_DPI
 from fastresnet.report.confusion import matrix_chart
 from fastresnet.report.diagram import network_diagram
 from fastresnet.report.palette import DARK, LEVELS, LIGHT, NUM_SERIES, SHADES, contrast, level_of, shade
@@ -117,6 +118,8 @@ def test_the_grid_shows_what_training_shows(tmp_path: Path, family: Family) -> N
     loader = open_loader("numba", split, train_loader_spec(recipe, record.config), "cpu")
     differing = 0
     assert grid.epochs == ("epoch 1", "epoch 2")  # there were four more, which never happened
+    columns, column_inches = 3, 0.95
+    assert Image.open(io.BytesIO(grid.png)).width == round(columns * column_inches * PNG_DPI)
     try:
         for epoch in range(2):
             loader.set_epoch(epoch)

@@ -119,7 +119,7 @@ def augmentation_grid(record: RunRecord, dataset: Dataset) -> AugmentationGrid:
         epochs=tuple(headings),
         rows=tuple(rows),
         png=grid_png(
-            f"Training images of {record.on}, before and after augmentation", images, texts, 1 + NUM_EPOCHS
+            f"Training images of {record.on}, before and after augmentation", images, texts, 1 + len(epochs)
         ),
         note=f"{recipe.mix.name.capitalize()} mixes these images with one another here."
         if recipe.mix
