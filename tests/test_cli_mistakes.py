@@ -112,7 +112,11 @@ def test_a_recipe_file_is_read_and_its_mistakes_have_a_line(
         '[schedule]\nname = "constant"\n'
     )
     for wrong, line, expected in (
-        (text.replace("lr = 0.1", "lrr = 0.1"), 8, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"),
+        (
+            text.replace("lr = 0.1", "lrr = 0.1"),
+            8,
+            "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'",
+        ),
         (text.replace("lr = 0.1", "lr = -1"), 8, "optimizer.lr is -1"),
         (
             text.replace('"constant"', '"constnat"'),

@@ -98,7 +98,10 @@ def test_an_override_is_taken_or_named_in_the_error(overrides: dict[str, Any]) -
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"optimzer.lr": "1"}, r"unknown key 'optimzer'; did you mean 'optimizer'\? \(allowed: .*schedule"),
-    ({"optimizer.momentm": "1"}, r"unknown key 'optimizer.momentm'; did you mean 'optimizer.momentum'\? \(allowed: bn"),
+    (
+        {"optimizer.momentm": "1"},
+        r"unknown key 'optimizer.momentm'; did you mean 'optimizer.momentum'\? \(allowed: bn",
+    ),
     ({"lr": "1"}, r"unknown key 'lr'; did you mean 'optimizer.lr'\?"),
     ({"label_smoothing": "0"}, r"unknown key 'label_smoothing'; did you mean 'loss.label_smoothing'\?"),
     ({"optimizer.k": "5"}, r"unknown key 'optimizer.k'; did you mean 'optimizer.lookahead.k'\?"),
