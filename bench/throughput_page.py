@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastresnet.bench.ladder import CHANGE, OURS, STUDENT
+from fastresnet.bench.ladder import CHANGE, OURS, ROWS, STUDENT, WHOLE
 from fastresnet.bench.record import commands_told
+from fastresnet.words import counted
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -14,10 +15,11 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Training throughput",
         "",
-        f"{where['device_name']} ({where['cores']} CPU cores, {where['threads']} threads), torch {where['torch']}, "
-        f"{record['date']}; {settings['dataset']}; {commands_told(record)}.",
-        f"Medians of {settings['rounds']} rounds of {settings['steps']} steps, the rows in turn, each in its own "
-        "process; least and most in brackets. A ratio is to the row before, the median of the rounds' own.",
+        f"{where['device_name']} ({counted(where['cores'], 'CPU core')}, {counted(where['threads'], 'thread')}), "
+        f"torch {where['torch']}, {record['date']}; {settings['dataset']}; {commands_told(record)}.",
+        f"Medians of {counted(settings['rounds'], 'round')} of {counted(settings['steps'], 'step')}, the rows in turn, "
+        "each in its own process; least and most in brackets. A ratio is to the row before, the median of the rounds' "
+        "own.",
         f"Matrix rate: {ceilings['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s, of a large {ceilings['dtype']} product; "
         f"copy: {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s. Step alone: on one batch that stays on the device.",
     ]
@@ -33,7 +35,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             "| | img/s | ratio | of matrix rate | step alone, img/s | ratio | of matrix rate | start, s | what |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        lines += [_line(name, row) for name, row in cell["rows"].items()]
+        lines += [_line(label_of(name, cell["rows"]), row) for name, row in cell["rows"].items()]
         if cell["ratios"]:
             low, high = min(cell["ratios"]), max(cell["ratios"])
             times = cell["rows"][OURS]["times_floor"]
@@ -47,10 +49,20 @@ def to_markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
+def label_of(name: str, rows: dict[str, dict[str, Any]]) -> str:
+    """Return what a row is called beside these: by what it adds to the row before it, or where it adds more, whole."""
+    had = [each for each in ROWS[: ROWS.index(name)] if each in rows and rows[each]["left_out"] is None]
+    if name not in WHOLE:  # the student's, with those changes alone that were asked for
+        return CHANGE[name] if had or name == STUDENT else f"{CHANGE[STUDENT]} {CHANGE[name]}"
+    start = ROWS.index(had[-1]) if had and had[-1] in WHOLE else 0
+    between = ROWS[start : ROWS.index(name)]
+    return CHANGE[name] if had and all(each in rows for each in between) else WHOLE[name]
+
+
+def _line(label: str, row: dict[str, Any]) -> str:
     if row["left_out"] is not None:
-        return f"| {CHANGE[name]} | | | | | | | | left out: {row['left_out']} |"
-    cells = [CHANGE[name]]
+        return f"| {label} | | | | | | | | left out: {row['left_out']} |"
+    cells = [label]
     for speeds, median, ratio, share in (
         ("images_per_s", "median", "ratio", "share_of_matrix"),
         ("step_images_per_s", "step_median", "step_ratio", "step_share_of_matrix"),

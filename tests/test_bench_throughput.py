@@ -24,7 +24,7 @@ from fastresnet.bench.ceilings import Ceilings
 from fastresnet.bench.ladder import CHANGE, OURS, ROWS, STUDENT, ladder
 from fastresnet.bench.loop_process import Loop, LoopProcess
 from fastresnet.bench.student import Changes, Student
-from fastresnet.bench.throughput_page import to_markdown
+from fastresnet.bench.throughput_page import label_of, to_markdown
 from fastresnet.cli.main import app
 from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
@@ -242,8 +242,40 @@ def test_rows_take_turns_and_our_own_looks_for_the_fastest_first() -> None:
         }
     )
     assert "Floor: 5,000 img/s (100 us of arithmetic and 100 us of batch-norm traffic an image)" in page
-    assert "| + our loader | 900.0 (900.0 to 900.0) | 3.00 | 90.00% |" in page
+    assert "Medians of 2 rounds of 1 step, the rows in turn" in page
+    assert "| fastresnet train | 900.0 (900.0 to 900.0) | 3.00 | 90.00% |" in page
     assert "9.00 times as fast" in page and "Not measured, for want of time: y at 2." in page
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing", "labels"),
+    [
+        ("student fastresnet", "", "the student's loop; fastresnet train"),
+        ("fastresnet", "", "fastresnet train"),
+        ("amp kernels", "", "the student's loop + AMP; + fused norms"),
+        (
+            "student step convs fastresnet",
+            "",
+            "the student's loop; our step, DataLoader; + our convolutions; fastresnet train",
+        ),
+        (
+            "convs graphs fastresnet",
+            "graphs",
+            "our step and convolutions, DataLoader; + CUDA graphs; + our loader",
+        ),
+        (
+            "graphs fastresnet",
+            "graphs",
+            "our step, convolutions and CUDA graphs, DataLoader; fastresnet train",
+        ),
+        (" ".join(ROWS), "compile graphs", "; ".join(CHANGE.values())),
+    ],
+)
+def test_a_row_is_called_by_what_it_adds_to_those_that_are_there(
+    rows: str, missing: str, labels: str
+) -> None:
+    cell = {name: {"left_out": "none here" if name in missing.split() else None} for name in rows.split()}
+    assert "; ".join(label_of(name, cell) for name in cell) == labels
 
 
 def test_mistakes() -> None:
