@@ -47,7 +47,7 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# Ablation of `{settings['recipe']}`, {epochs}, on {settings['dataset']}",
         "",
-        f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
+        f"{where['device_name']}, {counted(where['threads'], 'CPU thread')}, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
         + f"; {commands_told(record)}.",
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.signals import held
+from fastresnet.words import counted
 
 COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8", "llvm": "#3b7dd8"}
 
@@ -29,7 +30,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"{where['device_name']}, torch {where['torch']}, {record['date']}; {commands_told(record)}.",
         f"A large copy moves {record['copy_bytes_per_s'] / 1e9:.1f} GB/s here; the share is the floor's bytes over the "
         "time, as a part of that.",
-        f"Times are medians of {record['rounds'] * record['calls']} calls"
+        f"Times are medians of {counted(record['rounds'] * record['calls'], 'call')}"
         + (", replayed from CUDA graphs" if record["cuda_graphs"] else "")
         + "; 20% and 80% quantiles in brackets. Saved: bytes kept for backward beside inputs and output.",
     ]

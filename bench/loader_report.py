@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastresnet.signals import held
+from fastresnet.words import counted
 
 # Seconds that report R0 printed for "5 epochs" by number of workers; from 2 workers up, 1.466 + 0.342 n fits them.
 PRINTED_S = {0: 63.96, 2: 2.16, 4: 2.80, 8: 4.18, 12: 5.61, 16: 7.00, 20: 8.24}
@@ -125,8 +126,8 @@ def _caption(record: dict[str, Any]) -> str:
     parts = [
         f"{record['dataset']}, {record['num_images']:,} images of {record['image_bytes']:,} bytes, batches of "
         f"{record['batch_size']}, on {record['environment']['device_name']} ({record['device']}), "
-        f"{environment['cores']} cores, {record['date']}; {record['repeats']} "
-        f"repeat{'s, the rows in turn' if record['repeats'] > 1 else ''}.",
+        f"{counted(environment['cores'], 'core')}, {record['date']}; "
+        f"{counted(record['repeats'], 'repeat')}{', the rows in turn' if record['repeats'] > 1 else ''}.",
         f"One thread copies {copy:.1f} GB/s here.",
         "`*`: more workers than cores.",
         "A DataLoader with transforms yields normalised float32, the others uint8 that the training normalises.",
@@ -152,8 +153,8 @@ def note(record: dict[str, Any]) -> list[str]:
     if best is not None:
         best_rate = speed(best) or 0.0
         text += (
-            f", {rate / best_rate:,.0f} times the best DataLoader with transforms ({best['workers']} workers, "
-            f"{best_rate:,.0f} img/s)"
+            f", {rate / best_rate:,.0f} times the best DataLoader with transforms "
+            f"({counted(best['workers'], 'worker')}, {best_rate:,.0f} img/s)"
         )
     quicker = [name for name in ours if (speed(ours[name]) or 0.0) > 1.2 * rate]
     if quicker:

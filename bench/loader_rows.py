@@ -22,6 +22,7 @@ from fastresnet.assembly import Data
 from fastresnet.bench.student import StudentImages
 from fastresnet.loaders.protocol import Batch, Loader, LoaderSpec, Split
 from fastresnet.loaders.registry import open_loader
+from fastresnet.words import counted
 
 WORKERS = (0, 2, 4, 8, 12, 16, 20)  # the reports' own
 BATCH_SIZE = 128
@@ -57,9 +58,9 @@ class Row:
     def name(self) -> str:
         """What the tables call it."""
         if self.kind == "transforms":
-            return f"DataLoader, torchvision transforms, {self.workers} workers"
+            return f"DataLoader, torchvision transforms, {counted(self.workers, 'worker')}"
         if self.kind == "pack":
-            return f"torch (DataLoader over the pack), {self.workers} workers"
+            return f"torch (DataLoader over the pack), {counted(self.workers, 'worker')}"
         return f"{self.backend}, from image files" if self.kind == "files" else self.backend
 
 

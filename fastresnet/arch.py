@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fastresnet.errors import UserError, did_you_mean
+from fastresnet.words import counted
 
 if TYPE_CHECKING:
     from fastresnet.layers import Layer
@@ -206,7 +207,7 @@ class ArchSpec:
             if sizes[-1] == 1:
                 raise UserError(
                     f"image size {image_size} is too small for {self.num_stages} stages, which halve the map "
-                    f"{self.num_stages - 1} times; at least {2 ** (self.num_stages - 2) + 1} is needed"
+                    f"{counted(self.num_stages - 1, 'time')}; at least {2 ** (self.num_stages - 2) + 1} is needed"
                 )
             sizes.append((sizes[-1] + 1) // 2)
         return tuple(sizes)
@@ -268,7 +269,9 @@ def widest_under(
     stages = _integer("number of stages", stages, 1, MAX_STAGES)
     counts = (blocks,) * stages if isinstance(blocks, int) else tuple(blocks)
     if len(counts) != stages:
-        raise UserError(f"blocks has {len(counts)} values for {stages} stages; give 1 value or {stages}")
+        raise UserError(
+            f"blocks has {len(counts)} values for {counted(stages, 'stage')}; give 1 value or {stages}"
+        )
     template = ArchSpec(blocks=counts, channels=(1,) * stages)
     return widest_like(template, budget, num_classes=num_classes, image_size=image_size)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastresnet.errors import UserError
 from fastresnet.loaders.plan import EpochPlan, num_steps, plan_epoch
 from fastresnet.loaders.protocol import LoaderSpec, Split
+from fastresnet.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class EpochCursor:
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch, and the step within it, that the next iterations start from."""
         if not 0 <= start_step <= len(self):
-            raise UserError(f"start step is {start_step}; an epoch here has {len(self)} steps")
+            raise UserError(f"start step is {start_step}; an epoch here has {counted(len(self), 'step')}")
         self._epoch, self._start_step = epoch, start_step
 
     def begin(self) -> Epoch:

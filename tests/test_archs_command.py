@@ -126,6 +126,7 @@ def seen_on_a_terminal(*words: str, columns: int) -> str:
         (("--budget", "9", "--stages", "3", "--blocks", "1"), "no width fits a budget of 9"),
         (("--budget", "9000", "--stages", "3", "--blocks", "1,x"), "--blocks is '1,x'"),
         (("--budget", "9000", "--stages", "3", "--blocks", "1,2"), "blocks has 2 values for 3 stages"),
+        (("--budget", "9000", "--stages", "1", "--blocks", "1,2"), "blocks has 2 values for 1 stage; give"),
         (("--budget", "9000", "--stages", "99", "--blocks", "1"), "number of stages is 99"),
         (("--budget", "9000", "--stages", "2", "--blocks", "0"), "blocks[0] is 0"),
     ],

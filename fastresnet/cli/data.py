@@ -11,6 +11,7 @@ import typer
 
 from fastresnet.cli.options import ImageSize
 from fastresnet.cli.progress import shown_progress
+from fastresnet.words import counted
 
 if TYPE_CHECKING:
     from fastresnet.loaders.dataset import Dataset
@@ -160,7 +161,7 @@ def jpeg(
         report = write_jpeg_tar(open_dataset(data, progress=progress), out, quality, progress)
         made = open_dataset(str(out), progress=progress)
     exact = (
-        f" ({report.num_exact:,} images came back exactly and are not in the mean)"
+        f" ({counted(report.num_exact, 'image')} came back exactly, left out of the mean)"
         if report.num_exact
         else ""
     )

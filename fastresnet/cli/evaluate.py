@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli.options import Device, Json, Run, RunsDir
-from fastresnet.words import dataset_shown
+from fastresnet.words import counted, dataset_shown
 
 
 def evaluate(
@@ -37,7 +37,8 @@ def evaluate(
         typer.echo(json.dumps(found.model_dump(), indent=2))
         return
     on = dataset_shown(found.dataset, found.is_builtin)
-    typer.echo(f"run {found.run}, {found.weights} weights, {found.num_samples:,} {split} images of {on}")
+    images = counted(found.num_samples, f"{split} image")
+    typer.echo(f"run {found.run}, {found.weights} weights, {images} of {on}")
     typer.echo(f"{split} accuracy on {on}: {found.accuracy:.4f} (loss {found.loss:.4f}), no TTA")
     if found.accuracy_tta is not None:
         typer.echo(f"{split} accuracy on {on} with {found.tta} TTA: {found.accuracy_tta:.4f}")

@@ -48,7 +48,8 @@ def resolve_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
                 raise UserError(f"each of {local} ranks takes a GPU of its own; leave --device {wanted} out")
             if local > count:
                 raise UserError(
-                    f"there are {local} ranks on this host and {count} GPUs; start {count}, or give --device cpu"
+                    f"there are {local} ranks on this host and {counted(count, 'GPU')}; start {count}, or give "
+                    "--device cpu"
                 )
             return torch.device("cuda", ranks.launch.local_rank)
         device = torch.device("cuda", device.index or 0)

@@ -17,6 +17,7 @@ from fastresnet.recipe_parts import Ema
 from fastresnet.run import Clocks
 from fastresnet.schedule import Schedule
 from fastresnet.toml_model import shown_value
+from fastresnet.words import counted
 
 
 class EmaModel:
@@ -158,12 +159,12 @@ class TrainState:
         epoch, epoch_step, step = state["epoch"], state["epoch_step"], state["step"]
         steps_per_epoch, num_steps = self.schedule.steps_per_epoch, self.schedule.num_steps
         if step != epoch * steps_per_epoch + epoch_step or epoch_step > steps_per_epoch or step > num_steps:
-            return f"step {step} is not step {epoch_step} of epoch {epoch}, of {steps_per_epoch} steps each"
+            return f"step {step} is not step {epoch_step} of epoch {epoch}, of {counted(steps_per_epoch, 'step')} each"
         if epoch * steps_per_epoch == num_steps and state["final"] is None:
             return "the last epoch is done, and final is None"
         sums = state["sums"].tolist()
         if not all(map(math.isfinite, sums)) or (sums[2] > 0) != (epoch_step > 0):
-            return f"sums are {sums} after {epoch_step} steps of the epoch"
+            return f"sums are {sums} after {counted(epoch_step, 'step')} of the epoch"
         return None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

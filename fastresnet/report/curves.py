@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from fastresnet.report.chart import DASHES, SERIES, Chart, colour, draw, percent_axis
 from fastresnet.report.records import RunRecord, Segment
 from fastresnet.report.tables import DASH, Table, number, percent
+from fastresnet.words import counted
 
 SIZE = (5.4, 3.2)  # inches
 MARKED_UP_TO = 30  # epochs, beyond which points run together
@@ -47,7 +48,7 @@ def run_curves(record: RunRecord, prefix: str = "") -> list[Chart]:
             _curve_chart(
                 f"{prefix}{what}",
                 f"{what.capitalize()} on {on}",
-                f"{what.capitalize()} by epoch, {joined[-1][0]} epochs; at the end {ends}.",
+                f"{what.capitalize()} by epoch, {counted(joined[-1][0], 'epoch')}; at the end {ends}.",
                 lines,
                 marks=marks,
                 percent_values=what == "accuracy",
@@ -95,7 +96,7 @@ def comparison_curves(records: Sequence[RunRecord]) -> list[Chart]:
             _curve_chart(
                 name,
                 title,
-                f"{title} by epoch of {len(lines)} runs; at the end {ends}.",
+                f"{title} by epoch of {counted(len(lines), 'run')}; at the end {ends}.",
                 lines,
                 percent_values=key == "test_accuracy",
                 from_zero=key == "lr",

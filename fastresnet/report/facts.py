@@ -192,19 +192,17 @@ def times_table(record: RunRecord) -> Table:
 def run_table(record: RunRecord) -> Table:
     """Return how a run was done: data, machine and versions."""
     data, config, env = record.dataset, record.config, record.environment
+    epochs = counted(record.recipe.epochs, "epoch")
     held_out = f", {data['num_val']:,} val" if "num_val" in data else ""
     of = " (limited)" if config.limit_train is not None else ""
     rows = [
         ("run", record.name),
-        (
-            "state",
-            "complete" if record.finished else f"{len(record.rows)} of {record.recipe.epochs} epochs done",
-        ),
+        ("state", "complete" if record.finished else f"{len(record.rows)} of {epochs} done"),
         ("data", f"{record.on}: {data['num_train']:,} train{of}{held_out}, {data['num_test']:,} test"),
         ("data digest", f"sha256 {data['digest'][:16]}"),
         ("architecture", f"{record.recipe.arch}, slug {record.spec.slug}, depth {record.spec.depth}"),
         ("seed", str(config.seed)),
-        ("device", f"{env['device_name']}, {config.threads} thread{'s' * (config.threads != 1)}"),
+        ("device", f"{env['device_name']}, {counted(config.threads, 'thread')}"),
         ("precision", {"off": "float32"}.get(config.amp, config.amp)),
         ("loader", config.loader),
         (

@@ -12,7 +12,7 @@ from fastresnet.report.records import ABOUT_DATA
 from fastresnet.report.tables import DASH, Bar, Table, Value, count, percent, points
 from fastresnet.report.writing import Written, render, write_page
 from fastresnet.sweep_table import accuracy_of, caption, find_table, remark
-from fastresnet.words import dataset_shown
+from fastresnet.words import counted, dataset_shown
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -69,7 +69,7 @@ def _tiles(rows: Rows) -> list[Tile]:
             Tile(
                 "Highest test accuracy",
                 percent(top["accuracy"]),
-                f"{_label(top)}, of {len(done)} single runs",
+                f"{_label(top)}, of {counted(len(done), 'single run')}",
             )
         )
     both = [row["accuracy"] - row["printed_accuracy"] for row in done if row["printed_accuracy"] is not None]
@@ -78,7 +78,7 @@ def _tiles(rows: Rows) -> list[Tile]:
             Tile(
                 "Mean difference to printed",
                 f"{points(sum(both) / len(both))} points",
-                f"over {len(both)} cells, from {points(min(both))} to {points(max(both))}",
+                f"over {counted(len(both), 'cell')}, from {points(min(both))} to {points(max(both))}",
             )
         )
     return tiles
