@@ -243,7 +243,8 @@ def bench_kernels(
     no_compiler = compiler_missing(device)
     implementations = ["eager"] if no_compiler else ["eager", "inductor"]
     implementations += kernels if obstacle is None else ()
-    implementations += ["llvm"] if llvm_obstacle(device.type) is None else []
+    no_llvm = llvm_obstacle(device.type)
+    implementations += ["llvm"] if no_llvm is None else []
     record = make_record(
         "kernels",
         device_name(device),
@@ -256,6 +257,7 @@ def bench_kernels(
         },
         triton=obstacle or ("interpreted" if INTERPRETED else "compiled"),
         inductor=no_compiler or "compiled",
+        llvm=no_llvm or "compiled",
         cuda_graphs=device.type == "cuda",
         rounds=rounds,
         calls=calls,

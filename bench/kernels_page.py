@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.record import commands_told, write_record
+from fastresnet.kernels.llvm_norms import LINE, WORTH_A_CALL
 from fastresnet.signals import held
 from fastresnet.words import counted
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOT_TAKEN = "not taken"
 COLOURS = {"eager": "#9aa0a6", "inductor": "#f2a33a", "triton": "#3b7dd8", "llvm": "#3b7dd8"}
 
 
@@ -40,9 +45,11 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", f"**The Triton kernels are unmeasured here: {record['triton']}.**"]
     if record["inductor"] != "compiled":
         lines += ["", f"Inductor is unmeasured here: {record['inductor']}."]
+    if not record["cuda_graphs"] and record["llvm"] != "compiled":
+        lines += ["", f"LLVM's norms are unmeasured here: {record['llvm']}."]
     for direction in dict.fromkeys(row["direction"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["direction"] == direction]
-        names = list(dict.fromkeys(row["implementation"] for row in rows))
+        names = record["settings"]["implementations"]
         lines += ["", f"## {direction.capitalize()}", ""]
         lines.append(f"| case | floor, MB | {' | '.join(f'{n}, us | share | saved, kB' for n in names)} |")
         lines.append("|---" * (2 + 3 * len(names)) + "|")
@@ -50,6 +57,12 @@ def to_markdown(record: dict[str, Any]) -> str:
             here = {row["implementation"]: row for row in rows if row["case"] == case}
             cells = [_cell(here.get(name)) for name in names]
             lines.append(f"| {case} | {here[names[0]]['floor_bytes'] / 1e6:.1f} | {' | '.join(cells)} |")
+    if any(NOT_TAKEN in line for line in lines):
+        lines += [
+            "",
+            f"{NOT_TAKEN.capitalize()}: LLVM's norms are for {WORTH_A_CALL:,} elements and more, which fill whole lines "
+            f"of {LINE} channels; `--kernels llvm` leaves others to PyTorch's.",
+        ]
     if record["not_measured"]:
         lines += ["", f"Not measured, for want of time: {', '.join(record['not_measured'])}."]
     return "\n".join(lines) + "\n"
@@ -57,7 +70,14 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 @held()
 def draw(record: dict[str, Any]) -> bytes:
-    """Return a PNG: for each case and direction, each implementation's share of the copy speed."""
+    """Return the plot of a record as a PNG."""
+    buffer = io.BytesIO()
+    figure_of(record).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def figure_of(record: dict[str, Any]) -> Figure:
+    """Return the plot: for each case and direction, each implementation's share of the copy speed."""
     from matplotlib.figure import Figure
 
     rows = record["rows"]
@@ -83,16 +103,14 @@ def draw(record: dict[str, Any]) -> bytes:
         panel.set_yticks([line + 0.4 - 0.4 / len(names) for line in range(len(cases))], cases)
     if rows:
         panels[0].invert_yaxis()
-        panels[-1].legend(fontsize="small")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     figure.suptitle(f"{record['environment']['device_name']}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
-        return "not taken | | "
+        return f"{NOT_TAKEN} | | "
     times = [1e6 * row[key] for key in ("p50_s", "p20_s", "p80_s")]
     saved = row["saved_bytes"] / 1e3
     return f"{times[0]:.1f} ({times[1]:.1f}, {times[2]:.1f}) | {row['share_of_copy']:.2f} | {saved:.1f}"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fastresnet.arch import get_arch
 from fastresnet.bench import ceilings, kernels
 from fastresnet.bench.kernels import Case, Subject, bench_kernels, cases_of
-from fastresnet.bench.kernels_page import draw, to_markdown, write_page
+from fastresnet.bench.kernels_page import draw, figure_of, to_markdown, write_page
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
 from fastresnet.kernels.llvm_norms import llvm_obstacle
@@ -145,6 +145,8 @@ def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "copy_bytes_per_s": 1e9,
         "triton": "compiled",
         "inductor": "compiled",
+        "llvm": "compiled",
+        "settings": {"implementations": list(dict.fromkeys(row["implementation"] for row in rows))},
     }
     return plain | {"rounds": 1, "calls": 1, "cuda_graphs": False, "rows": rows, "not_measured": []} | changes
 
@@ -152,6 +154,8 @@ def record_of(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 def test_a_page_says_what_is_unmeasured() -> None:
     page = to_markdown(record_of([], triton="Triton is not installed"))
     assert "**The Triton kernels are unmeasured here: Triton is not installed.**" in page
+    page = to_markdown(record_of([], llvm="llvmlite is not installed"))
+    assert "LLVM's norms are unmeasured here: llvmlite is not installed." in page
     assert draw(record_of([])).startswith(b"\x89PNG")
 
 
@@ -179,6 +183,7 @@ def test_the_command_measures_what_it_is_told(tmp_path: Path, monkeypatch: pytes
     assert "no GPU: eager, Inductor and LLVM's are measured" in done.output or DEVICE.type == "cuda"
     shown = bench("--show", str(out))
     assert shown.stdout == out.with_suffix(".md").read_text()
+    out.write_text(json.dumps({key: value for key, value in record_of([]).items() if key != "settings"}))
     refused = bench("--out", str(out))
     assert isinstance(refused.exception, UserError) and "choose another --out" in str(refused.exception)
 
@@ -200,7 +205,16 @@ def test_a_cpus_own_norms_are_measured_where_they_take_a_case(
     (saved,) = {row["saved_bytes"] for row in record["rows"] if row["implementation"] == "llvm"}
     assert saved == 2 * 64 * 4  # a mean and a variance a channel: the output is there anyway
     page = to_markdown(record)
-    assert page.count("not taken") == 3 and draw(record).startswith(b"\x89PNG")
+    told = "Not taken: LLVM's norms are for 65,536 elements and more"
+    assert page.count("not taken |") == 3 and told in page and draw(record).startswith(b"\x89PNG")
+    figure = figure_of(record)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    panels = [panel.get_window_extent() for panel in figure.axes]
+    assert len(panels) == 3 and not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+    few = bench_kernels(cases[1:], device_wanted="cpu", rounds=1, calls=1)  # none of which they take
+    page = to_markdown(few)
+    assert page.count("| eager, us | share | saved, kB | llvm, us |") == 3 and told in page
 
 
 def test_one_small_case_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
