@@ -60,8 +60,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     if any(NOT_TAKEN in line for line in lines):
         lines += [
             "",
-            f"{NOT_TAKEN.capitalize()}: LLVM's norms are for {WORTH_A_CALL:,} elements and more, which fill whole lines "
-            f"of {LINE} channels; `--kernels llvm` leaves others to PyTorch's.",
+            f"{NOT_TAKEN.capitalize()}: LLVM's norms are for {WORTH_A_CALL:,} elements and more, which fill whole "
+            f"lines of {LINE} channels; `--kernels llvm` leaves others to PyTorch's.",
         ]
     if record["not_measured"]:
         lines += ["", f"Not measured, for want of time: {', '.join(record['not_measured'])}."]
