@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from fastresnet.resnet import build_model
 
 CHECK_BATCHES = (1, 7)  # two sizes, so that a graph frozen to one is found out
 INPUT, OUTPUT = "images", "logits"
+EXTRA_FILE = "fastresnet.json"  # of torch-export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Format:
         needs: the libraries of the ``export`` extra that it takes.
         encode: the file's contents.
         run: logits, float32 [B, num_classes], from the contents and images, float32 [B, 3, S, S].
+        described: the metadata in the contents; contents of something else may raise anything.
         tolerance: greatest difference of a logit that passes, over the largest logit or 1.
     """
 
@@ -43,6 +46,7 @@ class Format:
     needs: tuple[str, ...] = ()
     encode: Callable[[Network], bytes]
     run: Callable[[bytes, torch.Tensor], torch.Tensor]
+    described: Callable[[bytes], dict[str, str]]
     tolerance: float
 
 
@@ -65,19 +69,24 @@ class Exported:
 def export(network: Network, to: str, out: Path | str) -> Exported:
     """Write ``network`` to ``out`` as ``safetensors``, ``onnx`` or ``torch-export``: a whole, checked file or none.
 
+    An earlier export in the same format is replaced.
+
     The graphs (ONNX, torch-export) take float32 ``images`` [B, 3, S, S] in [0, 1] for any B, normalise them, and
     give float32 ``logits`` [B, num_classes]. The safetensors file holds the weights under their modules' names,
     for normalised images. Arch, class names, S, mean and standard deviation are in the metadata of all three:
     of ONNX as properties, of torch-export as the extra file ``fastresnet.json``.
 
     Raises:
-        UserError: an unknown format, a missing library, a file that cannot be written, or logits that differ.
+        UserError: an unknown format, a missing library, a file that cannot be written or is something else already, or
+            logits that differ.
     """
     chosen = find_format(to)
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder" if out.is_dir() else "would lie in a folder that does not exist"
         raise UserError(f"{out} {what}; name a file in a folder that exists")
+    if out.exists() and not _is_export(chosen, out.read_bytes()):
+        raise UserError(f"{out} is no earlier export to {to}, and is left as it is; name another file")
     contents = chosen.encode(network)
     difference = 0.0
     for size in CHECK_BATCHES:
@@ -109,6 +118,13 @@ def find_format(to: str) -> Format:
     return FORMATS[to]
 
 
+def _is_export(form: Format, contents: bytes) -> bool:
+    try:
+        return form.described(contents).keys() >= {"run", "arch", "class_names"}
+    except Exception:  # each library has its own for what it cannot read
+        return False
+
+
 def _noise(size: int, side: int) -> torch.Tensor:
     return torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(size))
 
@@ -134,10 +150,14 @@ def _to_safetensors(network: Network) -> bytes:
     return save(tensors, _metadata(network))
 
 
+def _described_safetensors(contents: bytes) -> dict[str, str]:
+    return dict(json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"])
+
+
 def _run_safetensors(contents: bytes, images: torch.Tensor) -> torch.Tensor:
     from safetensors.torch import load
 
-    header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])["__metadata__"]
+    header = _described_safetensors(contents)
     num_classes = len(json.loads(header["class_names"]))
     model = build_model(get_arch(header["arch"]), num_classes, int(header["image_size"]))
     model.load_state_dict(load(contents))
@@ -159,8 +179,14 @@ def _to_torch_export(network: Network) -> bytes:
     with _quiet():
         program = torch.export.export(module, example, dynamic_shapes={INPUT: {0: batch}})
         file = io.BytesIO()
-        torch.export.save(program, file, extra_files={"fastresnet.json": json.dumps(_metadata(network))})
+        torch.export.save(program, file, extra_files={EXTRA_FILE: json.dumps(_metadata(network))})
     return file.getvalue()
+
+
+def _described_torch_export(contents: bytes) -> dict[str, str]:
+    with zipfile.ZipFile(io.BytesIO(contents)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(f"/{EXTRA_FILE}"))
+        return dict(json.loads(archive.read(name)))
 
 
 def _run_torch_export(contents: bytes, images: torch.Tensor) -> torch.Tensor:
@@ -188,6 +214,12 @@ def _to_onnx(network: Network) -> bytes:
     return model.SerializeToString()
 
 
+def _described_onnx(contents: bytes) -> dict[str, str]:
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load_model_from_string(contents).metadata_props}
+
+
 def _run_onnx(contents: bytes, images: torch.Tensor) -> torch.Tensor:
     import onnxruntime
 
@@ -210,14 +242,25 @@ def _quiet() -> Iterator[None]:
 # The first computes with the same operations. The others may fuse or reorder them: float32's last digits.
 FORMATS = {
     "safetensors": Format(
-        suffix=".safetensors", encode=_to_safetensors, run=_run_safetensors, tolerance=1e-5
+        suffix=".safetensors",
+        encode=_to_safetensors,
+        run=_run_safetensors,
+        described=_described_safetensors,
+        tolerance=1e-5,
     ),
     "onnx": Format(
         suffix=".onnx",
         needs=("onnx", "onnxscript", "onnxruntime"),
         encode=_to_onnx,
         run=_run_onnx,
+        described=_described_onnx,
         tolerance=1e-4,
     ),
-    "torch-export": Format(suffix=".pt2", encode=_to_torch_export, run=_run_torch_export, tolerance=1e-4),
+    "torch-export": Format(
+        suffix=".pt2",
+        encode=_to_torch_export,
+        run=_run_torch_export,
+        described=_described_torch_export,
+        tolerance=1e-4,
+    ),
 }

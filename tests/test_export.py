@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,13 +83,37 @@ def test_a_network_that_came_out_wrong_is_not_written(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "net.safetensors"
-    out.write_bytes(b"what was there")
+    export(network, "safetensors", out)
+    before = out.read_bytes()
     right = FORMATS["safetensors"]
     for wrong in (lambda *given: right.run(*given) + 0.01, lambda *given: right.run(*given) * torch.nan):
         monkeypatch.setitem(FORMATS, "safetensors", dataclasses.replace(right, run=wrong))
         with pytest.raises(UserError, match="nothing was written"):
             export(network, "safetensors", out)
-    assert out.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [out]
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "torch-export"])
+def test_an_earlier_export_is_replaced_and_nothing_else(
+    to: str, network: Network, family: Family, tmp_path: Path
+) -> None:
+    if to == "onnx":
+        need("onnx")
+    out = tmp_path / "net"
+    assert export(network, to, out).num_bytes == export(network, to, out).num_bytes
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    (tmp_path / "text").write_text("what was there")
+    (tmp_path / "empty").touch()
+    shutil.copy(family.parent / "best.safetensors", tmp_path / "checkpoint")
+    for name in ("zip", "text", "empty", "checkpoint"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"is no earlier export to {to}, and is left as it is"):
+            export(network, to, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    other = "torch-export" if to == "safetensors" else "safetensors"
+    with pytest.raises(UserError, match=f"is no earlier export to {other}"):
+        export(network, other, out)
 
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,11 @@ def export(
     run: Run,
     to: Annotated[str, typer.Option(help="safetensors, onnx or torch-export.")],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write [default: <arch>-<id> here, named by its format].")
+        Path | None,
+        typer.Option(
+            help="The file to write; an earlier export is replaced, nothing else "
+            "[default: <arch>-<id> here, named by its format]."
+        ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     as_json: Json = False,
