@@ -187,10 +187,11 @@ def test_a_gpu_that_is_not_there_is_named(npz_file: Path) -> None:
     assert "cuda:99" in str(done.exception)
 
 
-@pytest.mark.parametrize("workers", ["two", "", "0,-1", "1.5"])
+@pytest.mark.parametrize("workers", ["two", "", ",", "0,-1", "1.5"])
 def test_worker_counts_are_checked(workers: str) -> None:
-    done = bench("--workers", workers) if workers else bench("--workers", ",")
+    done = bench("--workers", workers)
     assert isinstance(done.exception, UserError)
+    assert f"--workers is {workers!r}; give whole numbers of at least 0 with commas" in str(done.exception)
 
 
 def test_ctrl_c_keeps_what_is_done(npz_file: Path, tmp_path: Path) -> None:

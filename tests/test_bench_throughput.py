@@ -281,7 +281,10 @@ def test_a_row_is_called_by_what_it_adds_to_those_that_are_there(
 def test_mistakes() -> None:
     for arguments, complaint in (
         (("--rows", "studnt"), "there is no row 'studnt'; did you mean 'student'?"),
+        (("--rows", ""), "--rows names no row; give one or more, as in --rows student,fastresnet"),
         (("--batch-size", "x"), "--batch-size is 'x'"),
+        (("--batch-size", "1,0"), "--batch-size is '1,0'; give whole numbers of at least 1 with commas"),
+        (("--batch-size", ""), "--batch-size is ''"),
         (("--arch", "resnet25"), "unknown architecture 'resnet25'"),
         (("--arch", ","), "--arch names no network"),
     ):

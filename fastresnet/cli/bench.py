@@ -11,6 +11,7 @@ import typer
 from fastresnet.cli import bench_ablation, bench_kernels, bench_throughput, bench_time_to
 from fastresnet.cli.options import Data, Device, Insert, Show, SweepsDir
 from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.typed import listed_counts
 from fastresnet.signals import Stopped
 
 app = typer.Typer(no_args_is_help=True, help="Measure on this machine, and write raw records.")
@@ -58,8 +59,11 @@ def loaders(
         from fastresnet.bench.loaders import measure
         from fastresnet.bench.record import default_record_path
 
+        counts = WORKERS[:2] if quick else WORKERS
+        if workers is not None:
+            counts = listed_counts("--workers", workers, "0,2,4", least=0)
         plan = Plan(
-            workers=_counts(workers) if workers else WORKERS[:2] if quick else WORKERS,
+            workers=counts,
             repeats=repeats or (1 if quick else 3),
             batch_size=batch_size,
             quick=quick,
@@ -121,15 +125,3 @@ def sweep(
         write_record(path, record)
         typer.echo(f"record     {path}", err=True)
     show_page(markdown(record), f"bench sweep {record['name']}", insert)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    from fastresnet.errors import UserError
-
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 0:
-        raise UserError(f"--workers is {text!r}; give counts with commas between them, as in 0,2,4")
-    return tuple(dict.fromkeys(counts))

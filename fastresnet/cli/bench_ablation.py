@@ -31,7 +31,7 @@ from fastresnet.cli.options import (
     Threads,
 )
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import assigned, listed, listed_archs
+from fastresnet.cli.typed import assigned, listed_archs, listed_names
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def ablation(
             raise UserError("--set tta is of no use: every run is tested without and with it")
         base = load_recipe(recipe).with_overrides(overrides | {"epochs": epochs, "tta": "flip"})
         named = listed_archs("--archs", archs)
-        judged = Factors.load(factors, base, listed(only))
+        chosen = () if only is None else listed_names("--only", only, "factor", "lr-double")
+        judged = Factors.load(factors, base, chosen)
         board, path = _open(judged, overrides, named, runs, config, parallel, out)
         check_insert(mark_of("ablation", path), *insert or ())  # which the data set may have named
         fill_board(board, path, started, minutes, "ablation")

@@ -9,7 +9,7 @@ import typer
 
 from fastresnet.cli.options import Amp, ContinuedOut, Device, Insert, Minutes, Show
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import listed, listed_archs, named_as_typed
+from fastresnet.cli.typed import listed_archs, listed_counts, listed_names, named_as_typed
 
 
 def throughput(
@@ -59,10 +59,10 @@ def throughput(
         on_gpu = resolve_device(device).type == "cuda"
         plan = Plan(
             archs=listed_archs("--arch", arch),
-            batch_sizes=tuple(_size(size) for size in listed(batch_size)),
+            batch_sizes=listed_counts("--batch-size", batch_size, "128,512"),
             rounds=rounds,
             steps=steps or (40 if on_gpu else 4),
-            rows=listed(rows) if rows else ROWS,
+            rows=ROWS if rows is None else listed_names("--rows", rows, "row", "student,fastresnet"),
         )
         compiling = compile_ or ("on" if on_gpu else "off")
         with named_as_typed(("device", "amp", "compile")):
@@ -82,13 +82,3 @@ def throughput(
         write_atomic(path.with_suffix(".md"), lambda file: file.write(to_markdown(record).encode()))
         typer.echo(f"record     {path}, and the same as .md", err=True)
     show_page(to_markdown(record), "bench throughput", insert)
-
-
-def _size(text: str) -> int:
-    from fastresnet.errors import UserError
-
-    if not text.isdigit() or not int(text):
-        raise UserError(
-            f"--batch-size is {text!r}; give numbers of images with commas between them, as in 128,512"
-        )
-    return int(text)

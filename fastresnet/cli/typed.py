@@ -44,12 +44,32 @@ def listed(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
-def listed_archs(option: str, text: str) -> tuple[str, ...]:
-    """Return the archs that ``option`` names, with commas between them; raises UserError where it names none."""
+def listed_names(option: str, text: str, what: str, example: str) -> tuple[str, ...]:
+    """Return the names that ``option`` gives, with commas between them; raises UserError where it gives none."""
     names = listed(text)
     if not names:
-        raise UserError(f"{option} names no network; give one or more, as in {option} resnet8")
+        raise UserError(f"{option} names no {what}; give one or more, as in {option} {example}")
     return names
+
+
+def listed_archs(option: str, text: str) -> tuple[str, ...]:
+    """Return the archs that ``option`` names, with commas between them; raises UserError where it names none."""
+    return listed_names(option, text, "network", "resnet8")
+
+
+def listed_counts(option: str, text: str, example: str, least: int = 1) -> tuple[int, ...]:
+    """Return the numbers that ``option`` gives, with commas between them, each once.
+
+    Raises:
+        UserError: it gives none, or one that is no whole number of at least ``least``.
+    """
+    parts = listed(text)
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
+        raise UserError(
+            f"{option} is {text!r}; give whole numbers of at least {least} with commas between them, as in "
+            f"{option} {example}"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 @contextmanager
