@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ def best_transforms(record: dict[str, Any]) -> dict[str, Any] | None:
     return max(rows, key=lambda row: speed(row) or 0.0, default=None)
 
 
+def _compares(record: dict[str, Any]) -> bool:
+    """Return whether the five epochs are those that R0 timed: CIFAR-10's images, from whatever files."""
+    return record["epochs"] is not None and re.fullmatch(r"CIFAR-10(-J\d+)?", record["dataset"]) is not None
+
+
+def _has_spread(record: dict[str, Any]) -> bool:
+    """Return whether some row's speed was measured more than once."""
+    return any(len(_every(row, "images_per_s")) > 1 for row in record["rows"])
+
+
 def _bits(row: dict[str, Any]) -> str:
     found = {run["bits_match"] for run in row["runs"]}
     if found == {None}:
@@ -57,7 +68,8 @@ def table(record: dict[str, Any]) -> list[list[str]]:
     best_speed = (speed(best) if best else None) or float("nan")
     copy = statistics.median(record["copy_bytes_per_s"]) if record["copy_bytes_per_s"] else float("nan")
     waits = record["arch"] is not None and any(row["waits"] for row in record["rows"])
-    header = ["loader", "5 epochs, s", "R0 printed", "cold start, s", "img/s, warm (least to most)"]
+    compares, spread_told = _compares(record), " (least to most)" if _has_spread(record) else ""
+    header = ["loader", "5 epochs, s", "R0 printed", "cold start, s", f"img/s, warm{spread_told}"]
     header += [
         "CPU-s per 1,000",
         "memory added, MiB",
@@ -68,7 +80,7 @@ def table(record: dict[str, Any]) -> list[list[str]]:
     lines = [header + ([f"waiting, share of a {record['arch']} step"] if waits else [])]
     for row in record["rows"]:
         name = row["name"] + (" *" if row["beyond_cores"] else "")
-        printed = PRINTED_S.get(row["workers"]) if row["kind"] == "transforms" else None
+        printed = PRINTED_S.get(row["workers"]) if compares and row["kind"] == "transforms" else None
         if row["error"] or not row["runs"]:
             lines.append(
                 [
@@ -108,10 +120,8 @@ def _wait(row: dict[str, Any]) -> float | None:
 def markdown(record: dict[str, Any]) -> str:
     """Return the table, what it was measured on, and the note."""
     lines = table(record)
-    # A quick look has no five epochs, and says so by an empty column; other columns that it lacks are left out.
-    kept = [
-        column for column in range(len(lines[0])) if column < 2 or any(line[column] for line in lines[1:])
-    ]
+    # a quick look has no five epochs, another data set nothing that R0 printed
+    kept = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
     lines = [[line[column] for column in kept] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
@@ -129,7 +139,7 @@ def _caption(record: dict[str, Any]) -> str:
         f"{counted(environment['cores'], 'core')}, {record['date']}; "
         f"{counted(record['repeats'], 'repeat')}{', the rows in turn' if record['repeats'] > 1 else ''}.",
         f"One thread copies {copy:.1f} GB/s here.",
-        "`*`: more workers than cores.",
+        *(["`*`: more workers than cores."] if any(row["beyond_cores"] for row in record["rows"]) else []),
         "A DataLoader with transforms yields normalised float32, the others uint8 that the training normalises.",
         "`ffcv` crops and flips with our kernel, as a step of its pipeline.",
     ]
@@ -158,7 +168,8 @@ def note(record: dict[str, Any]) -> list[str]:
         )
     quicker = [name for name in ours if (speed(ours[name]) or 0.0) > 1.2 * rate]
     if quicker:
-        text += f"; {' and '.join(quicker)} load faster still, which only a network that waits would notice"
+        load = "load" if len(quicker) > 1 else "loads"
+        text += f"; {' and '.join(quicker)} {load} faster still, which only a network that waits would notice"
     found = [f"{text}."]
     found += _bottleneck(record, chosen, rate, best)
     return found + _start_up(record)
@@ -207,15 +218,16 @@ def _start_up(record: dict[str, Any]) -> list[str]:
     fit = start_up_fit(record)
     if fit is None:
         return []
+    printed = "; the figures that R0 printed fit 1.466 + 0.342 n" if _compares(record) else ""
     return [
         f"Starting n workers five times, once an epoch, took {fit[0]:.2f} + {fit[1]:.3f} n seconds here before the "
-        "first batches came; the figures that R0 printed fit 1.466 + 0.342 n."
+        f"first batches came{printed}."
     ]
 
 
 @held()
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Write the table as a picture: images a second by row, and five epochs by workers beside R0's figures."""
+    """Write the table as a picture: images a second by row, and five epochs by workers, beside R0's of CIFAR-10."""
     from matplotlib.figure import Figure
 
     rows = [row for row in record["rows"] if speed(row)]
@@ -227,17 +239,21 @@ def plot(record: dict[str, Any], path: Path) -> None:
     below = [value - min(_every(row, "images_per_s")) for row, value in zip(rows, middle, strict=True)]
     above = [max(_every(row, "images_per_s")) - value for row, value in zip(rows, middle, strict=True)]
     colours = {"transforms": "#b0b0b0", "pack": "#7fa7d0", "backend": "#1f6f54", "files": "#c98a2b"}
-    bars.barh(list(places), middle, xerr=[below, above], color=[colours[row["kind"]] for row in rows])
+    whiskers = [below, above] if _has_spread(record) else None
+    bars.barh(list(places), middle, xerr=whiskers, color=[colours[row["kind"]] for row in rows])
     bars.set_yticks(
         list(places), [row["name"] + (" *" if row["beyond_cores"] else "") for row in rows], fontsize=8
     )
     bars.set_xscale("log")
-    bars.set_xlabel("images a second, warm (median; whiskers: least and most)")
+    bars.set_xlabel(f"images a second, warm{' (median; whiskers: least and most)' if whiskers else ''}")
     if by_workers:
         counts = [row["workers"] for row in by_workers]
         ours = [_median(row, "five_epochs_s") or 0.0 for row in by_workers]
         axes[1].plot(counts, ours, "o-", color="#404040", label="measured here, five whole epochs")
-        axes[1].plot(list(PRINTED_S), list(PRINTED_S.values()), "x--", color="#a03030", label="printed in R0")
+        if _compares(record):
+            axes[1].plot(
+                list(PRINTED_S), list(PRINTED_S.values()), "x--", color="#a03030", label="printed in R0"
+            )
         axes[1].set_yscale("log")
         axes[1].set_xlabel("DataLoader workers, torchvision transforms")
         axes[1].set_ylabel("seconds for 5 epochs")

@@ -134,7 +134,7 @@ def test_shares_and_ratios_are_of_medians() -> None:
         made_row("transforms", 4, 2_000),
         made_row("backend", 0, 500_000),
     ]
-    header, *lines = table(made_record(rows))
+    header, *lines = table(made_record(rows, dataset="CIFAR-10-J75"))
     cells = dict(zip(header, lines[2], strict=True))
     assert cells["of copy speed"] == "50.0%"  # of 1,000,000 images a second
     assert cells["times best transforms row"] == "250.00"
@@ -142,6 +142,29 @@ def test_shares_and_ratios_are_of_medians() -> None:
     assert cells["img/s, warm (least to most)"] == "500,000 (450,000 to 550,000)"
     assert lines[1][0].endswith("*")
     assert lines[0][2] == f"{PRINTED_S[2]:.2f}"
+
+
+def test_a_page_says_only_what_is_so() -> None:
+    """A quick look at other images has no five epochs, nothing that R0 printed, and one figure a row."""
+    rows = [made_row("transforms", 2, 1_000), made_row("backend", 0, 500_000)]
+    for row in rows:
+        row["runs"] = [{**row["runs"][0], "images_per_s": 500.0}]
+        del row["runs"][0]["five_epochs_s"], row["runs"][0]["first_batches_s"]
+    page = markdown(made_record(rows, epochs=None, repeats=1))
+    header = page.splitlines()[0]
+    assert [cell.strip() for cell in header.split("|")][1:4] == ["loader", "cold start, s", "img/s, warm"]
+    assert "R0" not in page and "2.16" not in page and "more workers than cores" not in page
+    assert "A quick look: seconds a row, no five epochs." in page
+    whole = [made_row("backend", 0, 500_000), *(made_row("transforms", n, 1_000) for n in (2, 4, 8))]
+    for dataset, is_r0s in {
+        "CIFAR-10": True,
+        "CIFAR-10-J75": True,
+        "CIFAR-100": False,
+        "shapes": False,
+    }.items():
+        page = markdown(made_record(whole, dataset=dataset))
+        assert "5 epochs, s" in page and "img/s, warm (least to most)" in page
+        assert ("| R0 printed |" in page) == ("that R0 printed fit" in page) == is_r0s
 
 
 def test_the_note_names_the_bottleneck() -> None:

@@ -59,7 +59,7 @@ def loaders(
         from fastresnet.bench.loaders import measure
         from fastresnet.bench.record import default_record_path
 
-        counts = WORKERS[:2] if quick else WORKERS
+        counts: tuple[int, ...] = WORKERS[:2] if quick else WORKERS
         if workers is not None:
             counts = listed_counts("--workers", workers, "0,2,4", least=0)
         plan = Plan(
