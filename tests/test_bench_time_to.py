@@ -313,6 +313,9 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
 
 def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "unknown architecture 'resnet25'" in refusal(bench("--archs", "resnet25"))
+    unknown = refusal(bench("--target", "0.9", "--archs", "fastes"))
+    assert unknown.endswith("; did you mean the recipe 'fastest'?")
+    assert "--epochs is '1,x'" in refusal(bench("--epochs", "1,x", "--archs", "resnet8"))
     assert "--epochs is 'ten'" in refusal(bench("--epochs", "ten", "--archs", "resnet8"))
     both = refusal(bench("--epochs", "3", "--set", "epochs=4", "--archs", "resnet8"))
     assert both == "--epochs and --set epochs both set epochs; give one of them"

@@ -32,8 +32,8 @@ from fastresnet.cli.options import (
     Threads,
 )
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import assigned, listed
-from fastresnet.errors import UserError
+from fastresnet.cli.typed import assigned, listed, listed_counts
+from fastresnet.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from fastresnet.bench.board import Row
@@ -153,7 +153,6 @@ def _compare_with(
         UserError: neither the record nor what is asked for has such a row.
     """
     from fastresnet.bench.board import Row, labels_of
-    from fastresnet.errors import did_you_mean
 
     labels = labels_of([*(Row(**row) for row in record["rows"]), *asked])
     told = [text for row in labels for text in (labels[row], row.label, row.name)]
@@ -180,7 +179,7 @@ def contestants(
     names = default_names() if archs is None else listed(archs)
     if not names and not peers:
         raise UserError("--archs names no network; give one or more, with commas between them")
-    lengths = list(dict.fromkeys(_epochs(part) for part in epochs.split(","))) if epochs else [None]
+    lengths = [None] if epochs is None else listed_counts("--epochs", epochs, "12,16")
     told = {key: value for key, value in overrides.items() if key not in ("epochs", "tta")}
     changes = ", ".join(f"{key}={value}" for key, value in told.items())
     found = []
@@ -189,21 +188,18 @@ def contestants(
         own = {} if name in recipe_names() else {"arch": name}
         for length in lengths:
             changed = own | overrides | ({} if length is None else {"epochs": length})
-            made = base.with_overrides(changed)
-            made.arch_spec()  # a wrong name is found before anything runs
+            try:
+                made = base.with_overrides(changed)
+                made.arch_spec()  # a wrong name is found before anything runs
+            except UserError as error:
+                near = did_you_mean(name, recipe_names()) if str(error).startswith("unknown arch") else ""
+                raise UserError(f"{error}{near.replace('mean', 'mean the recipe')}") from None
             found.append(Contestant(name=name, recipe=made, changes=changes))
     for each in (Peer.parse(text, peer_minutes) for text in peers):
         if each.name in (other.name for other in found):
             raise UserError(f"{each.name} is on the board twice; give --peer another name")
         found.append(Contestant(name=each.name, peer=each))
     return found
-
-
-def _epochs(text: str) -> int:
-    text = text.strip()
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise UserError(f"--epochs is {text!r}; give numbers with commas between them, as in 12,16")
-    return int(text)
 
 
 def _open(
