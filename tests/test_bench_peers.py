@@ -225,9 +225,9 @@ def test_a_peer_waits_for_a_search_and_then_takes_turns(
     assert record["not_measured"] == []
 
 
-def test_a_row_that_comes_later_takes_turns_with_the_one_it_is_compared_with(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end at once, all alike."""
     monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: None)
     ended = {
         "accuracy": 0.9,
@@ -238,6 +238,12 @@ def test_a_row_that_comes_later_takes_turns_with_the_one_it_is_compared_with(
         "machine": UNFOUND,
     }
     monkeypatch.setattr(board_run, "outcome", lambda result: dict(ended))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_row_that_comes_later_takes_turns_with_the_one_it_is_compared_with(
+    data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "board.json"
     peer = 'other=echo \'{"accuracy": 0.6, "seconds": 1.5, "clock": "all"}\''
     own = (*TINY[2:], "--data", data, "--out", out, "--peer", peer, "--against", "other", "--epochs")
@@ -265,19 +271,8 @@ def test_a_row_that_comes_later_takes_turns_with_the_one_it_is_compared_with(
     assert seeds("late") == [1000, 1001] and seeds("n2-b1-c4") == [0, 1, 2, 3, 1000, 1001]
 
 
-def test_a_row_that_lags_catches_up_before_others_go_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: None)
-    ended = {
-        "accuracy": 0.9,
-        "seconds": 1.0,
-        "crossing_s": None,
-        "clocks": {},
-        "curve": [],
-        "machine": UNFOUND,
-    }
-    monkeypatch.setattr(board_run, "outcome", lambda result: dict(ended))
+@pytest.mark.usefixtures("untrained")
+def test_a_row_that_lags_catches_up_before_others_go_on(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "board.json"
     own = (*TINY[2:], "--data", data, "--out", out, "--epochs", "1", "--archs")
     assert bench(*own, "n2-b1-c4", "--runs", "2").exit_code == 0
