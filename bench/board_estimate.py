@@ -24,18 +24,18 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
     epoch_s: dict[str, float] = {}
     for contestant in board.contestants:
         decided = board.decide(contestant)
-        is_searched = isinstance(decided, Try)
-        chosen = contestant if isinstance(decided, Try) else decided
-        row, recipe = board.row(chosen), chosen.recipe
-        if is_searched:
-            assert recipe is not None
+        if isinstance(decided, Try):
+            chosen, share = contestant, 0.5
+            assert contestant.recipe is not None
             tried = [run for run in board.record["runs"] if run["role"] == SEARCH]
             num_tried = sum(row_of(run).name == contestant.name for run in tried)
-            num_left = max(1, 2 * recipe.epochs.bit_length() - num_tried) + board.runs
+            num_left = max(1, 2 * contestant.recipe.epochs.bit_length() - num_tried) + board.runs
         else:
-            num_left = len(left(board.record, row))
+            chosen, share = decided, 1.0
+            num_left = len(left(board.record, board.row(chosen)))
         if not num_left:
             continue
+        row, recipe = board.row(chosen), chosen.recipe
         run_s = _known_s(board.record, row)
         if run_s is None and recipe is not None:
             if recipe.arch not in epoch_s:
@@ -53,7 +53,7 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
         if run_s is None:
             unknown += 1
             continue
-        total_s += num_left * run_s * (0.5 if is_searched else 1.0)
+        total_s += num_left * run_s * share
         num_runs += num_left
     return total_s, num_runs, unknown
 

@@ -94,11 +94,9 @@ def to_markdown(record: dict[str, Any]) -> str:
             "bring back none that it passed over.",
         ]
     lines += _tries_note(record)
-    if not energy and record.get("energy") not in (
-        None,
-        ENERGY,
-    ):  # where it could be, no run has told any yet
-        lines += ["", f"No energy was read: {record['energy']}."]
+    obstacle = record.get("energy")
+    if not energy and obstacle not in (None, ENERGY):  # where it could be read, no run has told any yet
+        lines += ["", f"No energy was read: {obstacle}."]
     elif energy:
         apart = "; none is attributed to trainings that ran at once" if at_once else ""
         lines += ["", f"Energy: {record['energy']}{apart}."]

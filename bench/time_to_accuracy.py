@@ -109,21 +109,25 @@ class Board:
     def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
         """Return the next run of each row that has one, beside those that are ``under_way``.
 
-        Rows that a search has yet to choose are not in the record. No figure is run while a search goes on, so that all
-        rows take turns.
+        The record holds from now on what is asked for: rows, or what is being tried for those that a search has yet to
+        choose. No figure is run while a search goes on, so that all rows take turns.
         """
         trying = {job.contestant.name for job in under_way if job.role == SEARCH}
+        searching = self.record.setdefault("searching", {})
         tries: list[Job] = []
         chosen: dict[Row, Contestant] = {}
         for contestant in self.contestants:
-            decided = self.decide(contestant)
+            decided, longest = self.decide(contestant), self.row(contestant).label
             if isinstance(decided, Contestant):
+                searching.pop(longest, None)
                 row = self.row(decided)
                 enter(self.record, row)
                 chosen[row] = decided
-            elif contestant.name not in trying:  # what it tries next depends on that one
-                tried = contestant.with_epochs(decided.epochs)
-                row = self.row(tried)
+                continue
+            tried = contestant.with_epochs(decided.epochs)
+            row = self.row(tried)
+            searching[longest] = row.label
+            if contestant.name not in trying:  # what it tries next depends on that one
                 seed = SEARCH_SEEDS + len(runs_of(self.record, row, SEARCH))
                 tries.append(Job(contestant=tried, row=row, role=SEARCH, seed=seed))
         tries = [job for job in tries if job.row.label not in self.failed]
@@ -294,13 +298,7 @@ class Board:
     def keep(self) -> None:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self._is_settled:
-            self.jobs()  # enters what is asked for
-            searching = self.record.setdefault("searching", {})
-            for contestant in self.contestants:
-                decided, asked = self.decide(contestant), self.row(contestant).label
-                searching.pop(asked, None)
-                if isinstance(decided, Try):
-                    searching[asked] = self.row(contestant.with_epochs(decided.epochs)).label
+            self.jobs()  # which enters what is asked for
             self.record["not_measured"] = missing(self.record)
         with held():
             self.save(self.record)
