@@ -125,11 +125,11 @@ class ArchSpec:
                     f"{name} has {len(getattr(self, name))} values and blocks has {self.num_stages}; "
                     "give one value a stage"
                 )
-        store("stem", _integer("stem", self.stem, 1, MAX_KERNEL, odd=True))
+        store("stem", whole_number("stem", self.stem, 1, MAX_KERNEL, odd=True))
         if self.pool is not None:
-            store("pool", _integer("pool", self.pool, 1, MAX_POOL))
+            store("pool", whole_number("pool", self.pool, 1, MAX_POOL))
         if self.stem_channels is not None:
-            width = _integer("stem_channels", self.stem_channels, 1, MAX_CHANNELS)
+            width = whole_number("stem_channels", self.stem_channels, 1, MAX_CHANNELS)
             store("stem_channels", None if width == self.channels[0] else width)
         if not any(self.blocks):
             raise UserError("blocks has only zeros; a network has a block in one stage at least")
@@ -202,7 +202,7 @@ class ArchSpec:
         Raises:
             UserError: the images are too small for this many stages.
         """
-        sizes = [_integer("image size", image_size, 1, 1 << 16)]
+        sizes = [whole_number("image size", image_size, 1, 1 << 16)]
         for _ in range(self.num_stages - 1):
             if sizes[-1] == 1:
                 raise UserError(
@@ -242,7 +242,7 @@ class ArchSpec:
         """
         from fastresnet.layers import list_layers
 
-        _integer("number of classes", num_classes, 2, 1 << 20)
+        whole_number("number of classes", num_classes, 2, 1 << 20)
         self.validate_for(image_size)
         return list_layers(self, num_classes, image_size)
 
@@ -256,56 +256,6 @@ class ArchSpec:
         Raises UserError as :meth:`layers`.
         """
         return sum(layer.multiply_adds for layer in self.layers(num_classes, image_size))
-
-
-def widest_under(
-    budget: int, stages: int, blocks: int | Sequence[int], *, num_classes: int = 10, image_size: int = 32
-) -> ArchSpec:
-    """Return the widest spec with at most ``budget`` parameters: basic blocks, F=3, K=1, C doubling, global pooling.
-
-    Raises:
-        UserError: not even one channel fits, or ``stages`` or ``blocks`` is out of range.
-    """
-    stages = _integer("number of stages", stages, 1, MAX_STAGES)
-    counts = (blocks,) * stages if isinstance(blocks, int) else tuple(blocks)
-    if len(counts) != stages:
-        raise UserError(
-            f"blocks has {len(counts)} values for {counted(stages, 'stage')}; give 1 value or {stages}"
-        )
-    template = ArchSpec(blocks=counts, channels=(1,) * stages)
-    return widest_like(template, budget, num_classes=num_classes, image_size=image_size)
-
-
-def widest_like(template: ArchSpec, budget: int, *, num_classes: int = 10, image_size: int = 32) -> ArchSpec:
-    """Return ``template`` with the widest C, doubling a stage, that has at most ``budget`` parameters.
-
-    All else is the template's; a stem whose width is its own keeps it.
-
-    Raises:
-        UserError: not even one channel fits, or the network does not take images of this size.
-    """
-    budget = _integer("budget", budget, 1, 1 << 62)
-
-    def spec(width: int) -> ArchSpec:
-        return template.replace(channels=tuple(width << i for i in range(template.num_stages)))
-
-    least = spec(1).num_params(num_classes, image_size)
-    if least > budget:
-        raise UserError(f"no width fits a budget of {budget:,} parameters: one channel takes {least:,}")
-    # The widest known to fit, and one known not to be allowed.
-    fits, limit = 1, (MAX_CHANNELS >> (template.num_stages - 1)) + 1
-    while limit - fits > 1:
-        middle = (fits + limit) // 2
-        if spec(middle).num_params(num_classes, image_size) <= budget:
-            fits = middle
-        else:
-            limit = middle
-    # A stage 1 that puts out as many channels as a stem of its own width needs no projection: it may take fewer
-    # parameters than a narrower one.
-    alike, rest = divmod(template.stem_channels or 0, template.expansion)
-    if not rest and fits < alike <= MAX_CHANNELS >> (template.num_stages - 1):
-        fits = alike if spec(alike).num_params(num_classes, image_size) <= budget else fits
-    return spec(fits)
 
 
 def get_arch(name_or_slug: str) -> ArchSpec:
@@ -329,7 +279,8 @@ def get_arch(name_or_slug: str) -> ArchSpec:
     )
 
 
-def _integer(name: str, value: object, low: int, high: int, *, odd: bool = False) -> int:
+def whole_number(name: str, value: object, low: int, high: int, *, odd: bool = False) -> int:
+    """Return ``value`` as an int; raises UserError, naming it, unless it is whole (or odd too) and in the range."""
     allowed = f"{'an odd' if odd else 'a whole'} number from {low} to {high}"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -343,7 +294,7 @@ def _integer(name: str, value: object, low: int, high: int, *, odd: bool = False
 def _per_stage(name: str, values: object, low: int, high: int, *, odd: bool = False) -> tuple[int, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise UserError(f"{name} is {values!r}; give a tuple with one value a stage")
-    return tuple(_integer(f"{name}[{i}]", value, low, high, odd=odd) for i, value in enumerate(values))
+    return tuple(whole_number(f"{name}[{i}]", value, low, high, odd=odd) for i, value in enumerate(values))
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

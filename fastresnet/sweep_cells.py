@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.arch import ArchSpec, widest_like
+from fastresnet.arch import ArchSpec
 from fastresnet.catalogue import CATALOGUE, CatalogueEntry
 from fastresnet.errors import UserError, did_you_mean
 from fastresnet.recipe import Recipe
+from fastresnet.widest import widest_like
 
 Value = bool | int | float | str
 Settings = dict[str, Value]

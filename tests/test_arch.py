@@ -9,9 +9,10 @@ from arch_strategies import specs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastresnet.arch import ArchSpec, Dropout, get_arch, widest_like, widest_under
+from fastresnet.arch import ArchSpec, Dropout, get_arch
 from fastresnet.errors import UserError
 from fastresnet.slug import parse_slug
+from fastresnet.widest import widest_like, widest_under
 
 
 @pytest.mark.parametrize(("name", "multiply_adds"), [("resnet24", 529_205_760), ("resnet8", 49_124_352)])

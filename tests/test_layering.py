@@ -36,7 +36,7 @@ EVERYTHING_BUT_CLI = (*TRAIN_MAY, "train", "sweep", "report")
 ROOMS = {
     "base": Room(("errors", "atomic", "installing", "signals", "torchrun", "words"), ()),
     "draws": Room(("draws",), ()),
-    "arch": Room(("arch", "slug", "layers", "catalogue"), ()),
+    "arch": Room(("arch", "slug", "layers", "catalogue", "widest"), ()),
     "recipe": Room(("recipe*", "toml_*"), ("arch",)),
     "run": Room(("run", "recorded", "folder"), ("recipe",)),
     "kernels": Room(("kernels",), ()),

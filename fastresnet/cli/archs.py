@@ -56,8 +56,8 @@ def archs(
 
 
 def _show_widest(budget: int, stages: int, blocks: str, as_json: bool) -> None:
-    from fastresnet.arch import widest_under
     from fastresnet.cli.tables import TableConsole
+    from fastresnet.widest import widest_under
 
     try:
         counts = [int(part) for part in blocks.split(",")]
