@@ -205,7 +205,10 @@ class Line:
         accuracy, accuracy_half: mean without TTA, and the half-width of its interval; None of too few runs.
         accuracy_tta: mean with TTA.
         difference, difference_half: mean difference of accuracy to the base, and the half-width of its interval.
-        time_ratio: median of what trainings cost over what the base's did, by :func:`cost_of`.
+        of_two_commits: how many differences are between runs of two commits.
+        time_ratios: what trainings cost over what the base's did, by :func:`cost_of`, in order of size; of pairs
+            of one commit that did their steps in the same way alone.
+        ways: how others of one commit did their steps than the base, as options with values.
         verdict: ``helps``, ``hurts``, ``undecided``, ``one pair`` or ``unmeasured``; empty for the base.
     """
 
@@ -219,7 +222,9 @@ class Line:
     accuracy_tta: float | None
     difference: float | None
     difference_half: float | None
-    time_ratio: float | None
+    of_two_commits: int
+    time_ratios: list[float]
+    ways: list[str]
     verdict: str
 
 
@@ -291,7 +296,8 @@ def _line(
     accuracies = [run["accuracy_without_tta"] for run in runs]
     pairs = [] if told["name"] == BASE else [(run, base[run["seed"]]) for run in runs]
     differences = [run["accuracy_without_tta"] - other["accuracy_without_tta"] for run, other in pairs]
-    times = [_cost_s(run, cost) / _cost_s(other, cost) for run, other in pairs]
+    alike = [(run, other) for run, other in pairs if run["git"] == other["git"]]
+    timed = [(run, other) for run, other in alike if run["machine"] == other["machine"]]
     return Line(
         **{key: told[key] for key in ("name", "group", "set", "why")},
         runs=len(runs),
@@ -300,9 +306,16 @@ def _line(
         accuracy_tta=statistics.fmean(run["accuracy"] for run in runs) if runs else None,
         difference=statistics.fmean(differences) if pairs else None,
         difference_half=two_sided(differences),
-        time_ratio=statistics.median(times) if pairs else None,
+        of_two_commits=len(pairs) - len(alike),
+        time_ratios=sorted(_cost_s(run, cost) / _cost_s(other, cost) for run, other in timed),
+        ways=sorted({_apart(run["machine"], other["machine"]) for run, other in alike} - {""}),
         verdict="" if told["name"] == BASE else verdict_of(differences),
     )
+
+
+def _apart(way: dict[str, Any], base: dict[str, Any]) -> str:
+    """Return the options of ``way`` that are not the base's."""
+    return " ".join(f"--{key} {value}" for key, value in way.items() if base.get(key) != value)
 
 
 def _cost_s(run: dict[str, Any], cost: str) -> float:

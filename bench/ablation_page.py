@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# Ablation of `{settings['recipe']}`, {epochs}, on {settings['dataset']}",
         "",
-        f"{where['device_name']}, {counted(where['threads'], 'CPU thread')}, torch {where['torch']}"
+        f"`{settings['recipe']}` for {epochs} on {settings['dataset']}; {where['device_name']}, "
+        f"{counted(where['threads'], 'CPU thread')}, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
         + f"; {commands_told(record)}.",
     ]
@@ -60,13 +62,15 @@ def to_markdown(record: dict[str, Any]) -> str:
         "One factor at a time: each row is the base with only those keys changed, trained with the base's seeds; a run "
         "counts once the base has its seed too. Difference: the mean, seed by seed, of the last epoch's test accuracy "
         "without TTA less the base's, with its two-sided 95% interval (Student's t); a factor helps where the interval "
-        f"is above zero. Training time: the median ratio to the base's of {COSTS[cost_of(record)]}. "
+        f"is above zero. Training time: the median ratio to the base's of {COSTS[cost_of(record)]}, with the least and "
+        "the greatest, of pairs that are of one commit and did their steps in the same way. "
         "The base's accuracy has the 95% interval of its own mean, which is no interval of a difference.",
         "",
         f"The intervals are not corrected for how many factors were tried: of {counted(judged, 'factor')} judged here "
         f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "
-        "such a table is confirmed on other seeds or at another length.",
+        "such a table is confirmed at another length.",
     ]
+    lines += _pairs_notes(found)
     for label, reason in record.get("left_out", {}).items():
         lines += ["", f"Left out: {label} ({reason})."]
     lines += packing_notes(record)
@@ -86,6 +90,24 @@ def _table(table: Table, epochs: str) -> list[str]:
     ]
 
 
+def _pairs_notes(found: list[Table]) -> list[str]:
+    """Return the paragraphs that tell which pairs are not quite alike, where there are such."""
+    lines = []
+    of_factors = [line for table in found for line in table.lines if line.name != BASE]
+    pairs, apart = sum(line.runs for line in of_factors), sum(line.of_two_commits for line in of_factors)
+    if apart:
+        lines += ["", f"Of {counted(pairs, 'pair')} {apart} are of two commits: judged all the same, not timed."]
+    for table in found:
+        told = [f"{line.name} ({', '.join(line.ways)})" for line in table.lines if line.ways]
+        if told:
+            lines += [
+                "",
+                f"Steps of {table.arch} done in another way than the base's, each found in a row's first run, so that "
+                f"their times are not compared: {', '.join(told)}. Give the options to all runs where times matter.",
+            ]
+    return lines
+
+
 def _cells(line: Line) -> list[str]:
     own = "" if line.accuracy_half is None or line.name != BASE else f" ± {line.accuracy_half:.4f}"
     return [
@@ -96,7 +118,7 @@ def _cells(line: Line) -> list[str]:
         "" if line.accuracy is None else f"{line.accuracy:.4f}{own}",
         "" if line.difference is None else _points(line.difference, line.difference_half),
         "" if line.accuracy_tta is None else f"{line.accuracy_tta:.4f}",
-        "" if line.time_ratio is None else f"{100 * (line.time_ratio - 1):+.1f}%",
+        _percent(line.time_ratios),
         line.verdict,
         line.why,
     ]
@@ -104,6 +126,18 @@ def _cells(line: Line) -> list[str]:
 
 def _points(difference: float, half: float | None) -> str:
     return f"{100 * difference:+.2f}" + ("" if half is None else f" ± {100 * half:.2f}")
+
+
+def _percent(ratios: list[float]) -> str:
+    """Return the median of ratios as a change, with the least and the greatest of several."""
+    if not ratios:
+        return ""
+    ends = f" ({_change(ratios[0])} to {_change(ratios[-1])})" if len(ratios) > 1 else ""
+    return f"{_change(statistics.median(ratios))}{ends}"
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}%"
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -54,7 +54,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# Time to {100 * settings['target']:g}% on {settings['dataset']}",
         "",
-        f"{where['device_name']}, {where['threads']} CPU threads, torch {where['torch']}"
+        f"{settings['dataset']}, to a test accuracy of {settings['target']:g}; {where['device_name']}, "
+        f"{counted(where['threads'], 'CPU thread')}, torch {where['torch']}"
         + (f", CUDA {where['cuda']}" if where["cuda"] else "")
         + f"; {commands_told(record)}.",
         "",
@@ -63,7 +64,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         *(_line(record, line, labels[line.row], cpu, energy) for line in lines_of),
         "",
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
-        "lower bound of the mean accuracy does. Seconds are means with 95% intervals. On the clock: moving the data "
+        "lower bound of the mean accuracy does: of each row, with a number of runs that was fixed beforehand. Seconds are means with 95% intervals. On the clock: moving the data "
         "to the device, initialisation from data, every draw and step, the final evaluation. Off it: imports, packing, "
         "building, compiling and the warm-up, evaluations between epochs.",
         "",

@@ -311,6 +311,7 @@ def record_of(runs: dict[str, dict[int, float]], at_once: dict[str, int] | None 
                 **plain,
                 **{"row": rows[name], "seed": seed, "accuracy": value, "accuracy_without_tta": value},
                 **{"clocks": {"eval_s": 2.0}, "seconds": 12.0 if name == BASE else 13.0},
+                "machine": {"kernels": "llvm", "convs": "direct"},
             }
             for name, values in runs.items()
             for seed, value in values.items()
@@ -336,10 +337,10 @@ def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
         *(("other", 2, "undecided"), ("bad", 2, "hurts"), ("lone", 1, "one pair")),
     ]
     good = table.lines[1]
-    assert good.difference == pytest.approx(0.01) and good.time_ratio == pytest.approx(1.1)
+    assert good.difference == pytest.approx(0.01) and good.time_ratios == pytest.approx([1.1, 1.1])
     assert table.judged == 3
     page = to_markdown(record)
-    assert "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% | helps | w |" in page
+    assert "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% (+10.0% to +10.0%) | helps | w |" in page
     # 12.706 * sd(0.82, 0.79) / sqrt(2)
     assert "| base | g |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  | w |" in page
 
@@ -362,16 +363,36 @@ def test_a_factor_is_compared_with_the_base_of_its_own_form() -> None:
 def test_on_a_cpu_trainings_are_compared_by_cpu_seconds() -> None:
     """What runs beside them, or stops them for a while, is none of their cost."""
     record = record_of({BASE: {0: 0.8}, "slow": {0: 0.8}})
-    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)
+    assert tables(record)[0].lines[1].time_ratios == pytest.approx([1.1])
     for run, cpu_s in zip(record["runs"], (20.0, 30.0), strict=True):
         run["cpu_s"] = cpu_s
-    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)  # it was a GPU
+    assert tables(record)[0].lines[1].time_ratios == pytest.approx([1.1])  # it was a GPU
     assert "on the clock before the final evaluation" in to_markdown(record)
     record["environment"]["cpu"] = record["environment"]["device_name"]
-    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.5)
+    assert tables(record)[0].lines[1].time_ratios == pytest.approx([1.5])
     assert "the median ratio to the base's of CPU seconds" in to_markdown(record)
     del record["runs"][0]["cpu_s"]  # of an early record
-    assert tables(record)[0].lines[1].time_ratio == pytest.approx(1.1)
+    assert tables(record)[0].lines[1].time_ratios == pytest.approx([1.1])
+
+
+def test_times_are_compared_of_one_commit_and_one_way_alone() -> None:
+    """An lr that costs nothing was said to save time, as its row had found quicker convolutions than the base."""
+    record = record_of({BASE: {0: 0.8, 1: 0.8, 2: 0.8}, "f": {0: 0.82, 1: 0.82, 2: 0.83}})
+    one, other, third = record["runs"][3:]
+    other["machine"] = other["machine"] | {"convs": "amx"}
+    third["git"], third["machine"] = "def", other["machine"]
+    line = tables(record)[0].lines[1]
+    assert (line.verdict, line.runs, line.of_two_commits) == ("helps", 3, 1)
+    assert line.time_ratios == pytest.approx([1.1]) and line.ways == ["--convs amx"]
+    page = to_markdown(record)
+    assert "Of 3 pairs 1 are of two commits" in page and "not compared: f (--convs amx)." in page
+    one["machine"] = other["machine"]
+    assert tables(record)[0].lines[1].time_ratios == []
+    for run in (other, third):
+        run["git"], run["machine"] = one["git"], record["runs"][0]["machine"]
+    one["machine"] = record["runs"][0]["machine"]
+    page = to_markdown(record)
+    assert "two commits" not in page and "another way" not in page
 
 
 def test_runs_at_once_are_compared_with_runs_at_once_alone() -> None:
