@@ -96,7 +96,10 @@ def _pairs_notes(found: list[Table]) -> list[str]:
     of_factors = [line for table in found for line in table.lines if line.name != BASE]
     pairs, apart = sum(line.runs for line in of_factors), sum(line.of_two_commits for line in of_factors)
     if apart:
-        lines += ["", f"Of {counted(pairs, 'pair')} {apart} are of two commits: judged all the same, not timed."]
+        lines += [
+            "",
+            f"Of {counted(pairs, 'pair')} {apart} are of two commits: judged all the same, not timed.",
+        ]
     for table in found:
         told = [f"{line.name} ({', '.join(line.ways)})" for line in table.lines if line.ways]
         if told:

@@ -50,28 +50,35 @@ def decided(alone: Sequence[float], together: Sequence[float], asked: int) -> di
 def measure(recipe: Recipe, config: RunConfig, data: Data, asked: int) -> dict[str, Any]:
     """Train a few steps in one process and in ``asked`` at once, in turn, and return :func:`decided`.
 
-    They are the steps of a training, its loader's batches included, warmed up and done in the way that it would find.
-    Where not all can be had at once, as for want of memory, ``failed`` says why.
+    They are the steps of a training, its loader's batches included, warmed up and done in the way that it would find:
+    the one alone has looked for it with nothing beside it, those at once beside each other. Where not all can be had at
+    once, as for want of memory, ``failed`` says why.
     """
     few = shared(config, asked)
     processes: list[LoopProcess] = []
+
+    def begin(name: str, config: RunConfig) -> LoopProcess:
+        processes.append(LoopProcess(f"{recipe.arch}, {name}", our_loop, data, recipe, config))
+        return processes[-1]
+
     try:
-        for number in range(asked):
-            processes.append(
-                LoopProcess(f"{recipe.arch}, {number + 1} of {asked}", our_loop, data, recipe, few)
-            )
-        single = processes[0]
-        if few.threads != resolve_threads(config.threads):
-            single = LoopProcess(f"{recipe.arch} alone", our_loop, data, recipe, config)
-            processes.append(single)
-        for process in processes:
-            process.await_ready()
+        single = begin("alone", config)
+        found = single.await_ready()["options"]
+        together_too = few.threads == resolve_threads(config.threads)  # a process alone is as one of several
+        several = [single] if together_too else []
+        if together_too:
+            few = few.model_copy(update=found)
+        for number in range(len(several), asked):
+            several.append(begin(f"{number + 1} of {asked}", few))
+        for process in several:
+            if process is not single:
+                process.await_ready()
         speed = single.time(LEAST_STEPS)
         steps = max(LEAST_STEPS, math.ceil(ROUND_S * speed / recipe.batch_size))
         alone, together = [], []
         for _ in range(ROUNDS):
             alone.append(single.time(steps))
-            together.append(sum(time_together(processes[:asked], steps)))
+            together.append(sum(time_together(several, steps)))
     except UserError as error:
         none: dict[str, Any] = {"ratio": None, "alone_images_per_s": [], "together_images_per_s": []}
         return {"asked": asked, "at_once": 1, "failed": str(error), **none}

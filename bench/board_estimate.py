@@ -13,12 +13,13 @@ from fastresnet.bench.time_to_accuracy import Board
 from fastresnet.errors import UserError
 
 
-def estimate_s(board: Board) -> tuple[float, int, int]:
+def estimate_s(board: Board, *, measured: bool = True) -> tuple[float, int, int]:
     """Return about how many seconds the board still takes, of how many runs, and how many rows are not in it.
 
-    A row whose like has been run takes what that took; an arch of ours that has not is measured by a few steps on
-    random labels. Peers that have not been run are left out. A search is taken to need two runs a bisection and to find
-    about half the longest schedule; what is done again where it is refuted is not foreseen.
+    A row whose like has been run takes what that took; an arch of ours that has not is ``measured`` by a few steps on
+    random labels, which is told, or left out. Peers that have not been run are left out. A search is taken to need two
+    runs a bisection and to find about half the longest schedule; what is done again where it is refuted is not
+    foreseen.
     """
     total_s, num_runs, unknown = 0.0, 0, 0
     epoch_s: dict[str, float] = {}
@@ -37,8 +38,9 @@ def estimate_s(board: Board) -> tuple[float, int, int]:
             continue
         row, recipe = board.row(chosen), chosen.recipe
         run_s = _known_s(board.record, row)
-        if run_s is None and recipe is not None:
+        if run_s is None and recipe is not None and measured:
             if recipe.arch not in epoch_s:
+                board.tell(f"{recipe.arch}: measuring how long a run takes")
                 try:
                     run_s = measure_run_s(recipe, board.config, board.data)
                 except UserError:  # which its run will say too, and stop its row

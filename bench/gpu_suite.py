@@ -2,7 +2,7 @@
 
     python -m fastresnet.bench.gpu_suite [--out FOLDER] [--data DATA] [--all]
 
-It installs nothing. Kernel tests (compiled), kernels, throughput, loaders and a short time-to-accuracy, each a process
+It installs nothing. Kernel tests (compiled), kernels, throughput, a short time-to-accuracy and loaders, each a process
 of its own. After 9 minutes nothing more is started; the same command, here or wherever the folder is taken, goes on
 where it stopped, so a machine that is to be had for ten minutes at a time will do. The folder holds the records,
 ``suite.json`` (which stages are done), ``suite.log`` (all that they said), ``page.md`` (every table) and a plot of the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -27,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastresnet.atomic import write_atomic
 from fastresnet.bench.orphans import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE, LOG, PAGE, PLOT = "suite.json", "suite.log", "page.md", "kernels.png"
 MARK = "<!-- bench {} -->"
-RECORDS = ("kernels", "throughput", "loaders", "time-to")
+RECORDS = ("kernels", "throughput", "time-to", "loaders")
 # What fastresnet imports; pytest and hypothesis are for the tests alone, which are left out without them.
 NEEDED = (
     *("torch", "torchvision", "numpy", "numba", "PIL", "pydantic", "typer", "rich", "safetensors"),
@@ -86,8 +86,8 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
         sizes = {
             "kernels": ("--arch", every, "--batch-size", "512"),
             "throughput": ("--arch", every, "--batch-size", "128,512,1024"),
-            "loaders": (),
-            "time-to": ("--runs", "10"),
+            "loaders": ("--quick",),  # the whole table cannot be gone on with after ten minutes
+            "time-to": ("--runs", "10", "--search", "--epochs", "32"),
         }
     else:
         sizes = {
@@ -109,17 +109,17 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
             record="throughput",
         ),
         Stage(
-            name="loaders",
-            command=(*bench, "loaders", *sizes["loaders"], "--data", data, *device, "--out", "{out}"),
-            record="loaders",
-        ),
-        Stage(
             name="time-to",
             command=(
                 *(*bench, "time-to", *sizes["time-to"], "--data", data, "--target", f"{target:g}"),
                 *(*device, *resume),
             ),
             record="time-to",
+        ),
+        Stage(
+            name="loaders",
+            command=(*bench, "loaders", *sizes["loaders"], "--data", data, *device, "--out", "{out}"),
+            record="loaders",
         ),
     ]
 
@@ -249,9 +249,7 @@ class Suite:
         path = self.folder / name
         if path.exists() and path.read_bytes() == content:
             return
-        temporary = path.with_name(f".{name}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_atomic(path, lambda file: file.write(content))
 
 
 def missing(names: Sequence[str]) -> list[str]:

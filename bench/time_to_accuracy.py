@@ -1,10 +1,10 @@
 """Trainings against the clock until the board is full; :mod:`fastresnet.bench.board` says what is on the clock.
 
-Every run is trained in this process, one after another, the rows taking turns, so that a machine that drifts slows all
-alike; or, where that was asked for and is faster a run, several at once, in rows of their own. How steps are done is
-measured in a row's first run, and its others do them so: a row is of one kind, and measured once. The record is written
-after each run: a board that was killed goes on with the run it was at, from its start, since a training that was
-interrupted cannot be timed.
+Every run is trained in this process, one after another, the rows taking turns, every other time in reverse, so that a
+machine that drifts slows all alike; or, where that was asked for and is faster a run, several at once, in rows of their
+own. How steps are done is measured in a row's first run, and its others do them so: a row is of one kind, and measured
+once. The record is written after each run: a board that was killed goes on with the run it was at, from its start,
+since a training that was interrupted cannot be timed.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Board:
         save: given the record after each run.
         tell: told lines.
         parallel: most trainings at once, of archs for which that is faster a run.
+        base_first: take turns in the rows' order always, so that what is stopped holds whole pairs with the first.
         failed: why a run could not be done, by its row's label; the row's others are not tried.
     """
 
@@ -78,6 +79,7 @@ class Board:
     save: Callable[[dict[str, Any]], None]
     tell: Callable[[str], None]
     parallel: int = 1
+    base_first: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
     def settle(self) -> None:
@@ -140,7 +142,10 @@ class Board:
             waiting = [seed for seed in left(self.record, row) if seed not in begun]
             if waiting and row.label not in self.failed:
                 figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=waiting[0]))
-        return sorted(figures, key=lambda job: job.seed)
+        there, back = figures, figures[::-1]
+        lowest = min((job.seed for job in figures), default=0)
+        in_turn = there if self.base_first or lowest % 2 == 0 else back
+        return sorted(in_turn, key=lambda job: job.seed)
 
     def decide(self, contestant: Contestant) -> Try | Contestant:
         """Return what to search with, or what to run for the figure."""

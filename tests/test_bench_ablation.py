@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,9 +112,15 @@ def test_a_record_that_another_process_fills_is_left_to_it(
     out = tmp_path / "a.json"
     own = ["bench", "ablation", *tiny(factors, data, out), "--epochs", "1", "--runs", "1", "--minutes", "0"]
     with own_runs_dir(out):
+        elsewhere = tmp_path / "of another job"
+        elsewhere.mkdir()
+        with monkeypatch.context() as patch:  # as a batch system gives each of its jobs
+            patch.setattr(tempfile, "tempdir", str(elsewhere))
+            assert f"another process fills the board {out}" in refused(*own)
         assert f"another process fills the board {out}" in refused(*own)
     assert not out.exists()
     assert CliRunner().invoke(app, [str(part) for part in own]).exit_code == 0
+    assert sorted(each.name for each in tmp_path.glob("*a.json*")) == ["a.json"]  # no lock is left
     record = json.loads(out.read_text())
 
     read = continued.earlier_record
@@ -340,7 +347,10 @@ def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
     assert good.difference == pytest.approx(0.01) and good.time_ratios == pytest.approx([1.1, 1.1])
     assert table.judged == 3
     page = to_markdown(record)
-    assert "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% (+10.0% to +10.0%) | helps | w |" in page
+    assert (
+        "| good | g | `ema` none | 2 | 0.8150 | +1.00 ± 0.00 | 0.8150 | +10.0% (+10.0% to +10.0%) | helps | w |"
+        in page
+    )
     # 12.706 * sd(0.82, 0.79) / sqrt(2)
     assert "| base | g |  | 2 | 0.8050 ± 0.1906 |  | 0.8050 |  |  | w |" in page
 

@@ -85,7 +85,7 @@ def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
     peer = ("--peer", 'other=echo \'{"accuracy": 0.6, "seconds": 1, "clock": "x"}\'')
     code, page, told = fastresnet(*own, *peer, "--runs", "3", "--parallel", "2")
     assert code == 0, told
-    assert "measuring" not in told  # once measured, it stays so
+    assert "measuring whether" not in told  # once measured, it stays so
     runs = read(out)["runs"]
     # at once first, in whatever order they end, then the peer, beside nothing
     assert [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ from family import refused
 from made_data import write_npz
 from typer.testing import CliRunner
 
+from fastresnet.bench.comparison import compare, find_row
 from fastresnet.bench.record import KINDS, check_insert, check_out, insert_marked
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
 
-RECORDS = sorted((Path(__file__).resolve().parents[1] / "bench" / "records").glob("*.json"))
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = sorted((ROOT / "bench" / "records").glob("*.json"))
+SHOWN = re.compile(
+    r"<!-- bench (time-to|ablation) (\S+): begin -->\n\n(.*?)<!-- bench \1 \2: end -->", re.DOTALL
+)
 EARLIER = "throughput-resnet24-j75-cpu.json"
 MEASURES = [kind for kind in KINDS if kind != "sweep"]
 
@@ -130,3 +136,33 @@ def test_a_page_that_cannot_be_changed_is_told_before_and_kept(tmp_path: Path) -
     assert page.read_text() == "a <!-- x: begin -->old<!-- x: end --> b"
     insert_marked("x", "new", page)
     assert page.read_text() == "a <!-- x: begin -->\n\nnew\n<!-- x: end --> b"
+
+
+def test_boards_in_texts_are_what_their_records_show() -> None:
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [block for text in texts for block in SHOWN.findall(text.read_text())]
+    assert found
+    for kind, name, shown in found:
+        record = ROOT / "bench" / "records" / f"{name}.json"
+        page = CliRunner().invoke(app, ["bench", kind, "--show", str(record)]).stdout
+        assert shown.strip() == page.partition("\n\n")[2].strip(), (
+            f"bench {kind} --show {record.name} --insert"
+        )
+
+
+def test_what_the_readme_says_of_the_board_in_words() -> None:
+    text = (ROOT / "README.md").read_text()
+    name = "time-to-fastest-airbench94-j75-cpu"
+    record = json.loads((ROOT / "bench" / "records" / f"{name}.json").read_bytes())
+    against = find_row(record, "airbench94")
+    assert against is not None
+    (ours,) = compare(record, against)
+    assert ours.cpu_s is not None and ours.cpu_s.low is not None and ours.cpu_s.high is not None
+    assert ours.difference_half is not None
+    told = (
+        f"({ours.cpu_s.mean:.2f} times, {ours.cpu_s.low:.2f} to {ours.cpu_s.high:.2f}) and ends "
+        f"{100 * ours.difference:.2f} points above it (± {100 * ours.difference_half:.2f};"
+    )
+    assert told in " ".join(text.split())
+    settings = record["settings"]
+    assert f"On {settings['dataset']}, to a test accuracy of {settings['target']:g}," in text

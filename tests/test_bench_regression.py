@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastresnet.bench.regression import gate
 from fastresnet.bench.regression.__main__ import main
-from fastresnet.bench.regression.gate import Line, compare, culprits, read_ratios, run_benchmarks
+from fastresnet.bench.regression.gate import (
+    Line,
+    Measured,
+    compare,
+    culprits,
+    read_ratios,
+    read_skipped,
+    run_benchmarks,
+)
 from fastresnet.errors import UserError
 from fastresnet.kernels.team import team_obstacle
 
@@ -34,12 +43,12 @@ def test_what_is_slower_is_named_and_nothing_else(
 @pytest.fixture
 def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A baseline of three parts, of two passes that differ."""
-    passes = iter([{"step": 2.0, "save": 1.0, "gone": 3.0}, {"step": 4.0, "save": 1.0, "gone": 3.0}])
-    monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): next(passes))
+    passes = iter([{"step": 2.8, "save": 1.0, "gone": 3.0}, {"step": 3.2, "save": 1.0, "gone": 3.0}])
+    monkeypatch.setattr(gate, "run_benchmarks", lambda: Measured(next(passes), {}))
     path = tmp_path / "base.json"
     assert main(["save", "--baseline", str(path), "--passes", "2"]) == 0
     parts = json.loads(path.read_text())["parts"]
-    assert parts["step"] == {"ratio": 3.0, "passes": [2.0, 4.0]}
+    assert parts["step"] == {"ratio": 3.0, "passes": [2.8, 3.2]}
     return path
 
 
@@ -48,42 +57,67 @@ def test_a_slower_part_fails_and_is_named(
 ) -> None:
     asked: list[list[str]] = []
     gone = {"gone": 3.0}
+    skipped: dict[str, str] = {}
 
     def measured(selected: list[str] = [], extra: object = ()) -> dict[str, float]:  # noqa: B006
         asked.append(selected)
         every = {"step": 6.0, "save": 1.1 if len(asked) > 1 else 2.0, "fresh": 1.0} | gone
         return {name: ratio for name, ratio in every.items() if not selected or name in selected}
 
-    monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): measured(list(selected)))
+    monkeypatch.setattr(
+        gate, "run_benchmarks", lambda selected=(), extra=(): Measured(measured(list(selected)), skipped)
+    )
     assert main(["check", "--baseline", str(baseline)]) == 1
     assert asked == [[], ["save", "step"], ["step"]]  # measured again before it is called slower
     said = capsys.readouterr().out
     step, save = (
         next(line for line in said.splitlines() if line.startswith(name)) for name in ("step", "save")
     )
-    assert step.split() == ["step", "3.000", "6.000", "2.00", "SLOWER"] and "SLOWER" not in save
-    assert said.splitlines()[-1] == "slower than 1.3 times the baseline: step"
+    assert step.split() == ["step", "3.000", "6.000", "2.00", "1.30", "SLOWER"] and "SLOWER" not in save
+    assert said.splitlines()[-1] == "slower than the limit: step"
     assert "new" in said and "not measured" not in said and "another machine" not in said
 
     gone.clear()
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "in the baseline, and not measured: gone",
-        "nothing else is over 2.5 times its baseline",
+        "nothing else is over its limit",
     ]
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5", "--only", "step or save"]) == 0
     assert "gone" not in capsys.readouterr().out
-    gone["gone"] = 3.0
-    asked.clear()
-    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
+    skipped["gone"] = "this CPU has no AMX"  # which the machine of the baseline had, being the same
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
+    assert "not measured: this CPU has no AMX" in capsys.readouterr().out
     content = json.loads(baseline.read_text())
     content["environment"]["cpu"] = "another"
     baseline.write_text(json.dumps(content))
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
-    assert (
-        "another machine or versions, so only large changes say something: cpu another"
-        in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "another machine or versions, so only large changes say something: cpu another" in said
+    assert "not measured: this CPU has no AMX" in said and said.endswith("nothing is over its limit\n")
+    skipped.clear()  # it is gone here too
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
+
+
+def test_a_part_may_differ_by_as_much_as_the_baselines_own_passes(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(baseline.read_text())
+    content["parts"]["step"]["passes"] = [2.0, 4.0]
+    baseline.write_text(json.dumps(content))
+    now = {"step": 5.9, "save": 1.0, "gone": 3.0}
+    monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): Measured(dict(now), {}))
+    assert main(["check", "--baseline", str(baseline)]) == 0
+    assert "1.97      2.00" in capsys.readouterr().out
+    now["step"] = 6.1
+    assert main(["check", "--baseline", str(baseline)]) == 1
+
+
+def test_a_baseline_of_some_parts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It took the place of the whole one, and let every other part pass."""
+    path = tmp_path / "base.json"
+    assert main(["save", "--baseline", str(path), "--only", "step"]) == 2
+    assert "--only is for check" in capsys.readouterr().err and not path.exists()
 
 
 def test_without_a_baseline_it_says_how_to_make_one(
@@ -107,7 +141,7 @@ def test_without_a_baseline_it_says_how_to_make_one(
         ),
         (
             {
-                **{"kind": "regression", "date": "2026-01-01", "parts": {"a": {"ratio": 0}}},
+                **{"kind": "regression", "date": "2026-01-01", "parts": {"a": {"ratio": 1, "passes": [0]}}},
                 **{"environment": {"git": "a", "device_name": "b"}},
             },
             [],
@@ -150,11 +184,18 @@ def test_a_part_of_each_kind_is_really_measured(monkeypatch: pytest.MonkeyPatch)
     parts = ["test_loader[numba]", "test_augment[fast]", "test_step[resnet8]", "test_evaluate", "test_save"]
     if team_obstacle() is None:
         parts += ["test_kernel[norm]", "test_generated_step[fastresnet8-winograd]"]
-    found = run_benchmarks(parts)
-    assert set(found) == set(parts) and all(ratio > 0 for ratio in found.values())
+    of_a_gpu = [] if torch.cuda.is_available() else ["test_graph_step[resnet8]"]
+    found = run_benchmarks([*parts, *of_a_gpu])
+    assert set(found.ratios) == set(parts) and all(ratio > 0 for ratio in found.ratios.values())
+    assert found.skipped == dict.fromkeys(of_a_gpu, "CUDA graphs are for GPUs")
 
 
 def test_the_ratio_is_the_median_of_the_rounds_own() -> None:
     entry = {"name": "x", "extra_info": {"ratios": [1.0, 9.0, 2.0]}}
     assert read_ratios({"benchmarks": [entry]}) == {"x": 2.0}
     assert Line("x", 2.0, None).times is None
+
+
+def test_what_was_skipped_is_read_with_its_reason() -> None:
+    skipped = '<testcase name="a[b]"><skipped message="no AMX"/></testcase><testcase name="c"/>'
+    assert read_skipped(f"<testsuites><testsuite>{skipped}</testsuite></testsuites>") == {"a[b]": "no AMX"}

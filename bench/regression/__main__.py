@@ -7,7 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastresnet.bench.regression.gate import BASELINE, PASSES, SLOWER, check, culprits, lost, save, table
+from fastresnet.bench.regression.gate import (
+    BASELINE,
+    PASSES,
+    SLOWER,
+    changed,
+    check,
+    culprits,
+    lost,
+    save,
+    table,
+)
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
 from fastresnet.errors import UserError
 from fastresnet.run import environment
@@ -18,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench-save, make bench-check")
     parser.add_argument("what", choices=["save", "check"])
     parser.add_argument("--baseline", type=Path, default=BASELINE)
-    parser.add_argument("--slower", type=float, default=SLOWER, help=f"times the baseline [{SLOWER:g}]")
+    parser.add_argument(
+        "--slower", type=float, default=SLOWER, help=f"times the baseline that a part may take [{SLOWER:g}]"
+    )
     parser.add_argument("--passes", type=int, default=PASSES, help=f"of a baseline [{PASSES}]")
-    parser.add_argument("--only", help="parts whose names match, as pytest's -k")
+    parser.add_argument("--only", help="of check: parts whose names match, as pytest's -k")
     chosen = parser.parse_args(arguments)
     extra = ["-k", chosen.only] if chosen.only else []
     try:
@@ -29,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.passes < 1:
             raise UserError(f"--passes is {chosen.passes}; it must be at least 1")
         if chosen.what == "save":
-            record = save(chosen.baseline, chosen.passes, extra)
+            if extra:
+                raise UserError(
+                    "--only is for check: a baseline has every part, or it would let the others pass"
+                )
+            record = save(chosen.baseline, chosen.passes)
             print(f"baseline of {len(record['parts'])} parts in {chosen.baseline}")
             return 0
         record, lines = check(chosen.baseline, chosen.slower, extra)
@@ -40,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     here = environment(device_name(resolve_device("auto")), resolve_threads(0))
     print(table(record, here, lines, chosen.slower))
-    return 1 if culprits(lines, chosen.slower) or lost(lines) else 0
+    gone = lost(lines, elsewhere=bool(changed(record, here)))
+    return 1 if culprits(lines, chosen.slower) or gone else 0
 
 
 if __name__ == "__main__":

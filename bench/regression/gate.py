@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 from fastresnet.bench.record import load_record, make_record, write_record
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
@@ -27,12 +29,15 @@ TRIES = 3  # of what looks slower, before it is called so
 class Line(NamedTuple):
     """One part: its ratio to the calibration loop then and now, and how many times it is as slow.
 
-    ``then`` or ``now`` is None where the part was not measured.
+    ``then`` or ``now`` is None where the part was not measured. ``spread`` is the slowest of the baseline's passes over
+    the quickest; ``skipped`` says why this machine cannot have the part, and is empty where it can.
     """
 
     name: str
     then: float | None
     now: float | None
+    spread: float = 1.0
+    skipped: str = ""
 
     @property
     def times(self) -> float | None:
@@ -40,17 +45,24 @@ class Line(NamedTuple):
         return None if self.then is None or self.now is None else self.now / self.then
 
 
-def run_benchmarks(selected: Sequence[str] = (), extra: Sequence[str] = ()) -> dict[str, float]:
-    """Return each part's median ratio to the calibration loop; ``selected`` names parts, empty for all.
+class Measured(NamedTuple):
+    """Each part's median ratio to the calibration loop, and why parts were skipped."""
+
+    ratios: dict[str, float]
+    skipped: dict[str, str]
+
+
+def run_benchmarks(selected: Sequence[str] = (), extra: Sequence[str] = ()) -> Measured:
+    """Measure the parts that are ``selected`` by name, empty for all.
 
     Raises:
         UserError: pytest or pytest-benchmark is missing, or a benchmark failed.
     """
     with tempfile.TemporaryDirectory(prefix="fastresnet-regression-") as name:
-        out = Path(name) / "out.json"
+        out, outcomes = Path(name) / "out.json", Path(name) / "out.xml"
         places = [f"{FOLDER / 'test_parts.py'}::{part}" for part in selected] or [str(FOLDER)]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *places]
-        command += [f"--benchmark-json={out}", "--benchmark-quiet", *extra]
+        command += [f"--benchmark-json={out}", "--benchmark-quiet", f"--junitxml={outcomes}", *extra]
         # A pytest around this one would have its word in it: under xdist, nothing is timed.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         done = subprocess.run(command, cwd=FOLDER.parents[1], env=environment, capture_output=True, text=True)
@@ -58,7 +70,7 @@ def run_benchmarks(selected: Sequence[str] = (), extra: Sequence[str] = ()) -> d
             raise UserError("no part was measured; `pytest bench/regression --collect-only -q` lists them")
         if done.returncode or not out.exists():
             raise UserError(f"the benchmarks did not run to their end: {_why(done.stdout + done.stderr)}")
-        return read_ratios(json.loads(out.read_bytes()))
+        return Measured(read_ratios(json.loads(out.read_bytes())), read_skipped(outcomes.read_text()))
 
 
 def _why(said: str) -> str:
@@ -73,9 +85,16 @@ def read_ratios(result: dict[str, Any]) -> dict[str, float]:
     return {entry["name"]: statistics.median(entry["extra_info"]["ratios"]) for entry in result["benchmarks"]}
 
 
-def save(path: Path, passes: int = PASSES, extra: Sequence[str] = ()) -> dict[str, Any]:
+def read_skipped(junit: str) -> dict[str, str]:
+    """Return why each part was skipped that was, of what pytest writes as JUnit's XML."""
+    cases = ElementTree.fromstring(junit).iter("testcase")
+    found = ((case.attrib["name"], case.find("skipped")) for case in cases)
+    return {name: skipped.attrib["message"] for name, skipped in found if skipped is not None}
+
+
+def save(path: Path, passes: int = PASSES) -> dict[str, Any]:
     """Measure every part ``passes`` times and write the baseline: the median of the passes, and all of them."""
-    found = [run_benchmarks(extra=extra) for _ in range(passes)]
+    found = [run_benchmarks().ratios for _ in range(passes)]
     device = resolve_device("auto")
     record = make_record(
         "regression",
@@ -105,30 +124,47 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
             f"there is no baseline {path}; make one with `make bench-save`, at a commit that is as it should be"
         )
     record = load_record(path)
-    then = _ratios_then(record)
-    if then is None:
+    parts = _parts_then(record)
+    if parts is None:
         raise UserError(f"{path} is no baseline of `make bench-save`; make one, or name another --baseline")
-    now = run_benchmarks(extra=extra)
+    then, spreads = ({name: part[key] for name, part in parts.items()} for key in (0, 1))
+    now, skipped = run_benchmarks(extra=extra)
+
+    def lines() -> list[Line]:
+        return [
+            line._replace(spread=spreads.get(line.name, 1.0), skipped=skipped.get(line.name, ""))
+            for line in compare(then, now)
+        ]
+
     for _ in range(TRIES - 1):
-        suspects = culprits(compare(then, now), slower)
+        suspects = culprits(lines(), slower)
         if not suspects:
             break
-        again = run_benchmarks([line.name for line in suspects], extra)
+        again = run_benchmarks([line.name for line in suspects], extra).ratios
         now |= {name: min(ratio, now[name]) for name, ratio in again.items()}
-    return record, compare(then, now)
+    return record, lines()
 
 
-def _ratios_then(record: dict[str, Any]) -> dict[str, float] | None:
-    """Return a baseline's ratios by part; None where the record is no baseline."""
+def _parts_then(record: dict[str, Any]) -> dict[str, tuple[float, float]] | None:
+    """Return a baseline's ratios and their spreads over its passes, by part; None where the record is no baseline."""
     where = record.get("environment")
     told = isinstance(where, dict) and {"git", "device_name"} <= where.keys() and "date" in record
     if record["kind"] != "regression" or not told:
         return None
     try:
-        ratios = {name: float(part["ratio"]) for name, part in record["parts"].items()}
+        return {
+            name: (_positive(part["ratio"]), max(map(_positive, part["passes"])) / min(part["passes"]))
+            for name, part in record["parts"].items()
+        }
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
-    return ratios if all(ratio > 0 for ratio in ratios.values()) else None
+
+
+def _positive(ratio: float) -> float:
+    """Return a ratio; raises ValueError where it is none."""
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"{ratio} is no ratio of times")
+    return float(ratio)
 
 
 def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:
@@ -138,48 +174,56 @@ def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:
 
 
 def culprits(lines: Sequence[Line], slower: float) -> list[Line]:
-    """Return what is more than ``slower`` times as slow as its baseline."""
-    return [line for line in lines if line.times is not None and line.times > slower]
+    """Return what is more than ``slower`` times as slow as its baseline, and by more than that one's passes differ."""
+    return [line for line in lines if line.times is not None and line.times > max(slower, line.spread)]
 
 
-def lost(lines: Sequence[Line]) -> list[Line]:
-    """Return what the baseline has and was not measured now."""
-    return [line for line in lines if line.now is None]
+def lost(lines: Sequence[Line], *, elsewhere: bool) -> list[Line]:
+    """Return what the baseline has and was not measured now; ``elsewhere``, not what that machine cannot have."""
+    return [line for line in lines if line.now is None and not (elsewhere and line.skipped)]
+
+
+def changed(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return what is another machine's or version's than the baseline's, in words."""
+    where = record["environment"]
+    return [
+        f"{key} {where[key]} then, {here[key]} now"
+        for key in ("device_name", "cpu", "torch", "python", "threads")
+        if where.get(key) != here.get(key)
+    ]
 
 
 def table(record: dict[str, Any], here: dict[str, Any], lines: Sequence[Line], slower: float) -> str:
     """Return the comparison as text: on what, a line a part, and the verdict."""
     where = record["environment"]
     head = [f"baseline of {record['date']}, {where['git'] or 'no commit'}, on {where['device_name']}"]
-    changed = [
-        f"{key} {where[key]} then, {here[key]} now"
-        for key in ("device_name", "cpu", "torch", "python", "threads")
-        if where.get(key) != here.get(key)
-    ]
-    if changed:
-        head.append(f"another machine or versions, so only large changes say something: {'; '.join(changed)}")
+    differing = changed(record, here)
+    if differing:
+        head.append(
+            f"another machine or versions, so only large changes say something: {'; '.join(differing)}"
+        )
     width = max((len(line.name) for line in lines), default=4)
-    head.append(f"{'part':<{width}}  baseline       now     times   (ratios to the calibration loop)")
-    slow = culprits(lines, slower)
+    head.append(
+        f"{'part':<{width}}  baseline       now     times     limit   (ratios to the calibration loop)"
+    )
+    slow, missing = culprits(lines, slower), lost(lines, elsewhere=bool(differing))
     for line in lines:
         then, now = ("-" if ratio is None else f"{ratio:.3f}" for ratio in (line.then, line.now))
         times = "-" if line.times is None else f"{line.times:.2f}"
-        note = (
-            "SLOWER"
-            if line in slow
-            else "new"
-            if line.then is None
-            else "not measured"
-            if line.now is None
-            else ""
-        )
-        head.append(f"{line.name:<{width}}  {then:>8}  {now:>8}  {times:>8}   {note}".rstrip())
-    if missing := lost(lines):
+        limit = f"{max(slower, line.spread):.2f}"
+        if line in slow:
+            note = "SLOWER"
+        elif line.then is None:
+            note = "new"
+        else:
+            note = "" if line.now is not None else f"not measured: {line.skipped or 'no such part'}"
+        head.append(f"{line.name:<{width}}  {then:>8}  {now:>8}  {times:>8}  {limit:>8}   {note}".rstrip())
+    if missing:
         head.append(f"in the baseline, and not measured: {_named(missing)}")
     if slow:
-        head.append(f"slower than {slower:g} times the baseline: {_named(slow)}")
+        head.append(f"slower than the limit: {_named(slow)}")
     else:
-        head.append(f"nothing{' else' if missing else ''} is over {slower:g} times its baseline")
+        head.append(f"nothing{' else' if missing else ''} is over its limit")
     return "\n".join(head)
 
 

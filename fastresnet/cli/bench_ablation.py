@@ -145,5 +145,6 @@ def _open(
         save=lambda record: write_ablation(record, path),
         tell=lambda line: typer.echo(line, err=True),
         parallel=parallel,
+        base_first=True,
     )
     return board, path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +108,7 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
         if any(there[key] != board.record.get(key) for key in FILLED & there.keys()):
             raise UserError(f"another process has just added to {path}; give the command again")
         try:
-            _fill(board, runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
+            _fill(board, runs_dir, started, minutes)
         except (Interrupted, Stopped) as stop:  # between steps of a training, or elsewhere
             stopped = stop.signum
         finally:
@@ -128,7 +127,7 @@ def complain_of_failures(board: Board, path: Path) -> None:
         raise UserError(f"not all could be measured: {reasons}; {path} keeps the rest")
 
 
-def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
+def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -> None:
     from fastresnet.bench.board_estimate import estimate_s
     from fastresnet.run import duration
     from fastresnet.words import counted
@@ -136,11 +135,12 @@ def _fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None
     board.settle()
     if not board.jobs():
         return
-    seconds, num_runs, unknown = estimate_s(board)
+    # of a board that is given so long and no longer, nothing of that goes into measuring how long it would take
+    seconds, num_runs, unknown = estimate_s(board, measured=minutes is None)
     if seconds > LONG_BOARD_S or unknown:
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         board.tell(
             f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside}); it may be stopped at any "
             "moment, and the same command goes on"
         )
-    board.fill(runs_dir, out_of_time)
+    board.fill(runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
