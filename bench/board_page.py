@@ -66,8 +66,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
         "lower bound of the mean accuracy does: of each row by itself, with a number of runs that was fixed "
         "beforehand. Seconds are means with 95% intervals. On the clock: moving the data to the device, "
-        "initialisation from data, every draw and step, the final evaluation. Off it: imports, packing, building, compiling and the warm-up, "
-        "evaluations between epochs.",
+        "initialisation from data, every draw and step, the final evaluation. Off it: imports, packing, building, "
+        "compiling and the warm-up, evaluations between epochs.",
         "",
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
         "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters "
