@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
-from fastresnet.bench.ablation import BASE, Line, Table, cost_of, expected_by_chance, tables
+from fastresnet.bench.ablation import Line, Table, cost_of, expected_by_chance, tables
 from fastresnet.bench.board_page import commits_note, missing_notes, packing_notes
+from fastresnet.bench.factors import BASE
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.words import counted
 

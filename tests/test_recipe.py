@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from fastresnet.bench.ablation import FactorFile
+from fastresnet.bench.factors import FactorFile
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe, load_recipe, recipe_names, recipe_text
 from fastresnet.run import RunConfig

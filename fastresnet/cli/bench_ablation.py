@@ -35,7 +35,7 @@ from fastresnet.cli.typed import assigned, listed_archs, listed_names
 from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
-    from fastresnet.bench.ablation import Factors
+    from fastresnet.bench.factors import Factors
     from fastresnet.bench.time_to_accuracy import Board
     from fastresnet.run import RunConfig
 
@@ -76,8 +76,8 @@ def ablation(
     insert: Insert = None,
 ) -> None:
     """Judge changes to a recipe, one factor at a time, by runs with the same seeds as the base's."""
-    from fastresnet.bench.ablation import Factors
     from fastresnet.bench.ablation_page import to_markdown
+    from fastresnet.bench.factors import Factors
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
     from fastresnet.recipe import load_recipe
 
@@ -119,8 +119,8 @@ def _open(
     out: Path | None,
 ) -> tuple[Board, Path]:
     """Return the ablation with what is in its record already, and where that lies."""
-    from fastresnet.bench.ablation import base_digest, write_told
     from fastresnet.bench.ablation_page import to_markdown, write_ablation
+    from fastresnet.bench.factors import base_digest, write_told
     from fastresnet.bench.time_to_accuracy import Board
 
     base = factors.base
