@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,29 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from board_records import TINY, bench, read, refusal
 from tiny_runs import write_tiny
 
 from fastresnet.arch import get_arch
-from fastresnet.assembly import open_data
 from fastresnet.bench import board_estimate, board_run, time_to_accuracy
-from fastresnet.bench.board import (
-    Row,
-    check_target,
-    resolve_target,
-    standings,
-)
+from fastresnet.bench.board import check_target, resolve_target, standings
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.contestants import default_names
-from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.seeds import SEARCH_SEEDS
 from fastresnet.catalogue import BUDGET
-from fastresnet.cli.bench_time_to import contestants
-from fastresnet.engine.listener import Listener
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
-from fastresnet.recipe import Recipe, load_recipe
+from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
 
@@ -330,88 +319,6 @@ def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "a is on the board twice" in refusal(bench("--archs", "resnet8", *twice))
 
 
-def test_a_row_tells_what_was_changed(data: Path, tmp_path: Path) -> None:
-    """Two boards' worth of one recipe; the same change typed in another way is the same row."""
-    out = tmp_path / "board.json"
-    own = (
-        "--archs",
-        "n2-b1-c4",
-        "--target",
-        "0.5",
-        "--data",
-        data,
-        "--out",
-        out,
-        "--epochs",
-        "1",
-        "--runs",
-        "1",
-    )
-    own = (*own, "--device", "cpu", "--threads", "1", "--compile", "off", "--set", "batch_size=16")
-    for lr in ("0.05", "0.1", "0.10"):
-        assert bench(*own, "--set", f"optimizer.lr={lr}").exit_code == 0
-    labels = [Row(**each).label for each in read(out)["rows"]]
-    assert labels == [
-        f"n2-b1-c4, fast with batch_size=16, optimizer.lr={lr}, 1 epoch" for lr in ("0.05", "0.1")
-    ]
-    assert "| n2-b1-c4 (fast with batch_size=16, optimizer.lr=0.1) |" in out.with_suffix(".md").read_text()
-
-
-def test_a_row_of_ours_is_told_by_its_network_and_the_reports_by_their_names(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What a name of ours stands for may change; the reports' networks are what they printed."""
-    images: Any = types.SimpleNamespace(dataset=types.SimpleNamespace(num_classes=10, image_size=32))
-
-    def sciences() -> list[str]:
-        names = ("fastresnet8", "resnet8")
-        return [contestants(name, "fast", "4", {}, [])[0].row(images).science for name in names]
-
-    ours, theirs = sciences()
-    monkeypatch.setattr(Recipe, "arch_spec", lambda recipe: get_arch("resnet10-1"))
-    changed, same = sciences()
-    assert changed != ours and same == theirs
-
-
-def test_what_an_earlier_command_left_is_still_missing(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "board.json"
-    own = (*TINY[2:], "--data", data, "--out", out, "--epochs", "1")
-    assert bench(*own, "--archs", "n2-b1-c4", "--runs", "2", "--minutes", "0").exit_code == 0
-    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1")
-    assert other.exit_code == 0, other.output
-    (missing,) = read(out)["not_measured"]
-    assert missing.startswith("n2-b1-c4, fast") and f"still missing of: {missing}" in other.output
-    fewer = bench(*own, "--archs", "n2-b1-c4", "--runs", "1")  # which is now all that is asked of it
-    assert fewer.exit_code == 0 and read(out)["not_measured"] == []
-
-
-def test_a_peer_without_a_run_that_was_corrected_is_no_row_any_more(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "board.json"
-    own = (*TINY, "--data", data, "--out", out, "--epochs", "1", "--runs", "1", "--peer")
-    assert bench(*own, "other=exit 3").exit_code
-    done = bench(*own, """other=echo '{"accuracy": 0.6, "seconds": 1.5, "clock": "all"}'""")
-    record = read(out)
-    assert done.exit_code == 0 and record["not_measured"] == [] and record["failed"] == {}
-    assert [each["name"] for each in record["rows"]] == ["n2-b1-c4", "other"]
-    # One that has run stays, beside its successor.
-    assert bench(*own, "other=exit 4").exit_code
-    assert [each["name"] for each in read(out)["rows"]] == ["n2-b1-c4", "other", "other"]
-
-
-def test_what_the_data_is_too_small_for_is_not_measured(data: Path) -> None:
-    """The data was opened for another recipe, of smaller batches."""
-    recipe = load_recipe("fast").with_overrides({"arch": "n2-b1-c4", "batch_size": 16})
-    config = RunConfig(data=str(data), device="cpu", threads=1)
-    opened = open_data(recipe, config, Listener())
-    with pytest.raises(UserError, match="batch size 1000 exceeds the"):
-        board_run.measure_run_s(recipe.with_overrides({"batch_size": 1000}), config, opened)
-
-
-def test_a_length_that_is_named_twice_is_one_row() -> None:
-    made = contestants("resnet8,resnet8", "fast", "4,4,2", {}, [])
-    assert [each.recipe and each.recipe.epochs for each in made] == [4, 2]
-
-
 def test_a_long_board_says_so_before_it_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,50 +333,3 @@ def test_a_long_board_says_so_before_it_starts(
     assert "will take" not in bench(*own[:-2], "--runs", "1").output
     searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # of 4 bits
     assert "about 40 min 00 s (12 runs" in searched.output  # 8 to search with and 4, of half the length
-
-
-def test_energy_is_the_difference_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in for NVML that has the card use 250 J between two readings."""
-    readings = iter([1_000_000, 1_250_000, 1_500_000])
-    nvml = types.ModuleType("pynvml")
-    nvml.NVMLError = RuntimeError  # type: ignore[attr-defined]
-    nvml.nvmlInit = lambda: None  # type: ignore[attr-defined]
-    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: uuid  # type: ignore[attr-defined]
-    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: next(readings)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    card = types.SimpleNamespace(uuid="1-2")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    meter = EnergyMeter(torch.device("cuda", 0))
-    before, after = meter.read(), meter.read()
-    assert meter.obstacle is None and before is not None and after is not None and after - before == 250
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    without = EnergyMeter(torch.device("cuda", 0))
-    assert without.obstacle == "nvidia-ml-py is not installed" and without.read() is None
-    assert EnergyMeter(torch.device("cpu")).read() is None
-
-
-def test_a_driver_that_fails_amid_a_board_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Lost(Exception):
-        pass
-
-    def fails(handle: str) -> int:
-        raise Lost
-
-    nvml = types.SimpleNamespace(NVMLError=Lost, nvmlDeviceGetTotalEnergyConsumption=fails)
-    meter = EnergyMeter(torch.device("cpu"))
-    meter.obstacle, meter._nvml, meter._handle = None, nvml, "card"
-    assert meter.read() is None
-
-
-def test_a_search_that_an_earlier_command_left_is_still_missing(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "board.json"
-    own = (*TINY[2:], "--data", data, "--out", out)
-    assert bench(*own, *TINY[:2], "--search", "--epochs", "4", "--runs", "2", "--minutes", "0").exit_code == 0
-    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1", "--epochs", "1")
-    assert other.exit_code == 0, other.output
-    (missing,) = read(out)["not_measured"]
-    assert missing.startswith("n2-b1-c4, fast") and missing.endswith(", 4 epochs")
-    plain = bench(*own, *TINY[:2], "--epochs", "4", "--runs", "2", "--minutes", "0")  # not searched any more
-    assert plain.exit_code == 0 and read(out)["searching"] == {}
