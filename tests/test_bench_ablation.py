@@ -207,7 +207,8 @@ def test_the_packaged_factors_are_what_their_names_say_of_the_recipe_as_it_is() 
         assert of(name, "optimizer.lr") == pytest.approx(of("", "optimizer.lr") * times**0.5, rel=0.02)
         assert of(name, "optimizer.other_lr") == pytest.approx(of("", "optimizer.other_lr") * times)
         assert of(name, "ema.decay") == pytest.approx(of("", "ema.decay") ** times, rel=1e-3)
-    assert of("decay-x4", "optimizer.weight_decay") == pytest.approx(4 * of("", "optimizer.weight_decay"))
+    for name in ("decay-5e-4", "decay-2e-3"):
+        assert of(name, "optimizer.weight_decay") == float(name.removeprefix("decay-"))
     assert of("sgd-0.6", "optimizer.lr") == 2 * of("sgd-0.3", "optimizer.lr")
 
 

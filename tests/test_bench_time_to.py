@@ -333,3 +333,21 @@ def test_a_long_board_says_so_before_it_starts(
     assert "will take" not in bench(*own[:-2], "--runs", "1").output
     searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # of 4 bits
     assert "about 40 min 00 s (12 runs" in searched.output  # 8 to search with and 4, of half the length
+
+
+def test_a_board_that_is_given_minutes_spends_none_on_how_long_it_takes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start measured every arch before its first run, so that a start of a few minutes never came to one."""
+
+    def measured(*_: Any) -> float:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(board_estimate, "measure_run_s", measured)
+    own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--epochs", "1", "--runs", "1")
+    done = bench(*own, "--minutes", "60")
+    assert done.exit_code == 0, done.output
+    assert "how long this will take is not known yet (1 row); it may be stopped at any" in done.output
+    assert len(read(tmp_path / "board.json")["runs"]) == 1
+    known = bench(*own[:-1], "2", "--minutes", "60")  # by the first
+    assert known.exit_code == 0 and "this will take" not in known.output

@@ -54,7 +54,10 @@ def test_text_values_are_typed_as_toml() -> None:
 
 
 def test_another_optimizer_keeps_what_both_have() -> None:
-    made = FAST.with_overrides({"optimizer.eps": "1e-7", "optimizer.name": "adam", "optimizer.lr": "0.001"})
+    decayed = FAST.with_overrides({"optimizer.weight_decay": 5e-4, "optimizer.decay": "filters"})
+    made = decayed.with_overrides(
+        {"optimizer.eps": "1e-7", "optimizer.name": "adam", "optimizer.lr": "0.001"}
+    )
     assert made.optimizer.model_dump() == {
         "name": "adam",
         "lr": 0.001,

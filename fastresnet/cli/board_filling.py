@@ -139,8 +139,7 @@ def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -
     seconds, num_runs, unknown = estimate_s(board, measured=minutes is None)
     if seconds > LONG_BOARD_S or unknown:
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
-        board.tell(
-            f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside}); it may be stopped at any "
-            "moment, and the same command goes on"
-        )
+        known = f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside})"
+        told = known if num_runs else f"how long this will take is not known yet ({counted(unknown, 'row')})"
+        board.tell(f"{told}; it may be stopped at any moment, and the same command goes on")
     board.fill(runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
