@@ -35,7 +35,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loader": "resident", "val": 20},
     ),
     "muon": (
-        {"optimizer.name": "muon", "optimizer.decay": "filters", "tta": "flip"}
+        {"optimizer.name": "muon", "tta": "flip"}
+        | {"optimizer.weight_decay": 5e-4, "optimizer.decay": "filters"}
         | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]}
         | {"init.whiten": {"num": 50}, "ema.every": 2, "ema.lookahead": True},
         {},

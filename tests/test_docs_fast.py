@@ -80,8 +80,8 @@ def test_what_the_texts_say_that_resnet8_reaches() -> None:
     mean, spread = statistics.fmean(plain["no-decay"]), statistics.stdev(plain["no-decay"])
     views = statistics.fmean(run["accuracy"] for run in runs["no-decay"])
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"reaches {mean:.4f} in 10 epochs" in readme and f"deviation of {spread:.4f}" in readme
-    assert f"and {views:.4f} with flips (four runs" in readme
+    assert f"reaches {mean:.4f} (standard deviation {spread:.4f}) in 10 epochs" in readme
+    assert f"and {views:.4f} averaged over flips: four runs" in readme
     text = " ".join(PAGE.split())
     assert f"resnet8 by it: {mean:.4f} after 10 epochs" in text and f"deviation {spread:.4f}" in text
     assert f"it was {statistics.fmean(plain['base']):.4f} after 10" in text

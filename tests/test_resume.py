@@ -40,7 +40,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loader": "resident"},
     ),
     "muon, augmentations": (
-        {"optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.decay": "filters"}
+        {"optimizer.name": "muon", "optimizer.lr": 0.05}
+        | {"optimizer.weight_decay": 5e-4, "optimizer.decay": "filters"}
         | {"augment.ops": [{"name": "rotation", "degrees": 20}, {"name": "cutout", "size": 2}]},
         {},
     ),
