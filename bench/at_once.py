@@ -64,15 +64,13 @@ def measure(recipe: Recipe, config: RunConfig, data: Data, asked: int) -> dict[s
     try:
         single = begin("alone", config)
         found = single.await_ready()["options"]
-        together_too = few.threads == resolve_threads(config.threads)  # a process alone is as one of several
-        several = [single] if together_too else []
-        if together_too:
-            few = few.model_copy(update=found)
-        for number in range(len(several), asked):
-            several.append(begin(f"{number + 1} of {asked}", few))
-        for process in several:
-            if process is not single:
-                process.await_ready()
+        several: list[LoopProcess] = []
+        if few.threads == resolve_threads(config.threads):  # a process alone is as one of several
+            several, few = [single], few.model_copy(update=found)
+        others = [begin(f"{number + 1} of {asked}", few) for number in range(len(several), asked)]
+        for process in others:
+            process.await_ready()
+        several += others
         speed = single.time(LEAST_STEPS)
         steps = max(LEAST_STEPS, math.ceil(ROUND_S * speed / recipe.batch_size))
         alone, together = [], []

@@ -142,10 +142,10 @@ class Board:
             waiting = [seed for seed in left(self.record, row) if seed not in begun]
             if waiting and row.label not in self.failed:
                 figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=waiting[0]))
-        there, back = figures, figures[::-1]
         lowest = min((job.seed for job in figures), default=0)
-        in_turn = there if self.base_first or lowest % 2 == 0 else back
-        return sorted(in_turn, key=lambda job: job.seed)
+        if lowest % 2 and not self.base_first:
+            figures.reverse()
+        return sorted(figures, key=lambda job: job.seed)
 
     def decide(self, contestant: Contestant) -> Try | Contestant:
         """Return what to search with, or what to run for the figure."""

@@ -64,20 +64,25 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file ``path``, alone among threads and processes; calls ``waiting`` if another has it.
 
-    The kernel frees the lock of a process that dies. The file stays: removing it would let two processes hold
-    two locks of one name.
+    The kernel frees the lock of a process that dies. The file stays, or its holder removes it: who has then locked
+    what is no longer at ``path`` locks what is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    is_held = False
+    while not is_held:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                is_held = os.path.samestat(os.fstat(handle), path.stat())
+            if is_held:
+                yield
+        finally:
+            os.close(handle)
 
 
 def _seal(content: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from fastresnet.bench.regression.__main__ import main
 from fastresnet.bench.regression.gate import (
     Line,
     Measured,
+    Part,
     compare,
     culprits,
     read_ratios,
@@ -32,7 +33,7 @@ ratios = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100))
 def test_what_is_slower_is_named_and_nothing_else(
     then: dict[str, float], now: dict[str, float], slower: float
 ) -> None:
-    lines = compare(then, now)
+    lines = compare({name: Part(ratio, 1.0) for name, ratio in then.items()}, Measured(now, {}))
     assert {line.name for line in lines} == then.keys() | now.keys() and len(lines) == len({*then, *now})
     named = {line.name for line in culprits(lines, slower)}
     assert named == {name for name in then.keys() & now.keys() if now[name] / then[name] > slower}
@@ -193,7 +194,7 @@ def test_a_part_of_each_kind_is_really_measured(monkeypatch: pytest.MonkeyPatch)
 def test_the_ratio_is_the_median_of_the_rounds_own() -> None:
     entry = {"name": "x", "extra_info": {"ratios": [1.0, 9.0, 2.0]}}
     assert read_ratios({"benchmarks": [entry]}) == {"x": 2.0}
-    assert Line("x", 2.0, None).times is None
+    assert Line("x", 2.0, 1.0, None, "").times is None
 
 
 def test_what_was_skipped_is_read_with_its_reason() -> None:

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_checkpoint import die_at_line
 
-from fastresnet.atomic import read_sealed_json, write_sealed_json
+from fastresnet.atomic import locked, read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import load_last, save_last
 from fastresnet.errors import UserError
 from fastresnet.folder import (
@@ -379,3 +381,33 @@ def test_a_result_is_read_with_its_rows(tmp_path: Path) -> None:
     (folder.path / EVENTS).write_text("")
     with pytest.raises(UserError, match=r"events.jsonl was altered"):
         RunFolder(folder.path).read_result()
+
+
+def test_a_lock_whose_holder_removed_its_file_is_taken_anew(tmp_path: Path) -> None:
+    """Else the waiting one would hold a file that nobody finds, and the next would hold another beside it."""
+    path, waits = tmp_path / "lock", threading.Event()
+
+    def hold() -> bool:
+        with locked(path, waits.set):
+            return is_taken()
+
+    def is_taken() -> bool:
+        class Taken(Exception):
+            pass
+
+        def taken() -> None:
+            raise Taken
+
+        try:
+            with locked(path, taken):
+                return False
+        except Taken:
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path, waits.set):
+            held = pool.submit(hold)
+            assert waits.wait(60)
+            path.unlink()
+        assert held.result(60)
+    assert not is_taken()

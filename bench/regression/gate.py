@@ -35,14 +35,25 @@ class Line(NamedTuple):
 
     name: str
     then: float | None
+    spread: float
     now: float | None
-    spread: float = 1.0
-    skipped: str = ""
+    skipped: str
 
     @property
     def times(self) -> float | None:
         """Now over then; None where one is missing."""
         return None if self.then is None or self.now is None else self.now / self.then
+
+    def limit(self, slower: float) -> float:
+        """Return how many times its baseline it may take: ``slower``, or what that one's passes differ by."""
+        return max(slower, self.spread)
+
+
+class Part(NamedTuple):
+    """Of a baseline: a part's ratio, None where it is not in it, and its slowest pass over its quickest."""
+
+    ratio: float | None
+    spread: float
 
 
 class Measured(NamedTuple):
@@ -127,33 +138,25 @@ def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[st
     parts = _parts_then(record)
     if parts is None:
         raise UserError(f"{path} is no baseline of `make bench-save`; make one, or name another --baseline")
-    then, spreads = ({name: part[key] for name, part in parts.items()} for key in (0, 1))
-    now, skipped = run_benchmarks(extra=extra)
-
-    def lines() -> list[Line]:
-        return [
-            line._replace(spread=spreads.get(line.name, 1.0), skipped=skipped.get(line.name, ""))
-            for line in compare(then, now)
-        ]
-
+    now = run_benchmarks(extra=extra)
     for _ in range(TRIES - 1):
-        suspects = culprits(lines(), slower)
+        suspects = culprits(compare(parts, now), slower)
         if not suspects:
             break
         again = run_benchmarks([line.name for line in suspects], extra).ratios
-        now |= {name: min(ratio, now[name]) for name, ratio in again.items()}
-    return record, lines()
+        now.ratios.update({name: min(ratio, now.ratios[name]) for name, ratio in again.items()})
+    return record, compare(parts, now)
 
 
-def _parts_then(record: dict[str, Any]) -> dict[str, tuple[float, float]] | None:
-    """Return a baseline's ratios and their spreads over its passes, by part; None where the record is no baseline."""
+def _parts_then(record: dict[str, Any]) -> dict[str, Part] | None:
+    """Return a baseline's parts by name; None where the record is no baseline."""
     where = record.get("environment")
     told = isinstance(where, dict) and {"git", "device_name"} <= where.keys() and "date" in record
     if record["kind"] != "regression" or not told:
         return None
     try:
         return {
-            name: (_positive(part["ratio"]), max(map(_positive, part["passes"])) / min(part["passes"]))
+            name: Part(_positive(part["ratio"]), max(map(_positive, part["passes"])) / min(part["passes"]))
             for name, part in record["parts"].items()
         }
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -167,15 +170,18 @@ def _positive(ratio: float) -> float:
     return float(ratio)
 
 
-def compare(then: dict[str, float], now: dict[str, float]) -> list[Line]:
+def compare(then: dict[str, Part], now: Measured) -> list[Line]:
     """Return a line a part, the slowest by its baseline first, then what only one side has."""
-    lines = [Line(name, then.get(name), now.get(name)) for name in {**then, **now}]
+    lines = [
+        Line(name, *then.get(name, Part(None, 1.0)), now.ratios.get(name), now.skipped.get(name, ""))
+        for name in {**then, **now.ratios}
+    ]
     return sorted(lines, key=lambda line: (line.times is None, -(line.times or 0.0), line.name))
 
 
 def culprits(lines: Sequence[Line], slower: float) -> list[Line]:
     """Return what is more than ``slower`` times as slow as its baseline, and by more than that one's passes differ."""
-    return [line for line in lines if line.times is not None and line.times > max(slower, line.spread)]
+    return [line for line in lines if line.times is not None and line.times > line.limit(slower)]
 
 
 def lost(lines: Sequence[Line], *, elsewhere: bool) -> list[Line]:
@@ -210,14 +216,15 @@ def table(record: dict[str, Any], here: dict[str, Any], lines: Sequence[Line], s
     for line in lines:
         then, now = ("-" if ratio is None else f"{ratio:.3f}" for ratio in (line.then, line.now))
         times = "-" if line.times is None else f"{line.times:.2f}"
-        limit = f"{max(slower, line.spread):.2f}"
         if line in slow:
             note = "SLOWER"
         elif line.then is None:
             note = "new"
         else:
             note = "" if line.now is not None else f"not measured: {line.skipped or 'no such part'}"
-        head.append(f"{line.name:<{width}}  {then:>8}  {now:>8}  {times:>8}  {limit:>8}   {note}".rstrip())
+        head.append(
+            f"{line.name:<{width}}  {then:>8}  {now:>8}  {times:>8}  {line.limit(slower):>8.2f}   {note}".rstrip()
+        )
     if missing:
         head.append(f"in the baseline, and not measured: {_named(missing)}")
     if slow:
