@@ -259,11 +259,10 @@ class Board:
             if out_of_time():
                 return []
             begun = [job for job, _ in under_way.values()]
-            measured = {row_of(run) for run in self.record["runs"]}
-            first = {
-                job.row for job in begun
-            } - measured  # whose way is being found: their others wait for it
-            return [job for job in self.jobs(begun) if job.row.at_once > 1 and job.row not in first]
+            finding = set()  # rows whose first run finds the way of their others, which wait for it
+            if any(getattr(self.config, key) == "auto" for key in UNFOUND):
+                finding = {job.row for job in begun} - {row_of(run) for run in self.record["runs"]}
+            return [job for job in self.jobs(begun) if job.row.at_once > 1 and job.row not in finding]
 
         config = shared(self.config, self.parallel)
         under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}
