@@ -25,7 +25,9 @@ from fastresnet.bench import at_once
 from fastresnet.bench.at_once import decided, found_in, in_words, shared
 from fastresnet.bench.board import Row, standings
 from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.trainers import Trainer
 from fastresnet.engine.warmup import KEEP_RATIO
+from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig
 
 TINY = (
@@ -184,6 +186,29 @@ def test_trainings_end_with_a_parent_that_is_killed(
     code, _, told = fastresnet(*own, "--runs", "1", "--parallel", "2")
     assert code == 0, told
     assert read(out)["runs"][: len(runs)] == runs
+
+
+def test_only_a_way_that_is_to_be_found_is_waited_for(
+    fastresnet: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_before: list[int] = []
+    begin = Trainer.begin
+
+    def told(self: Trainer, recipe: Recipe, config: RunConfig, label: str) -> None:
+        runs_before.append(len(read(out)["runs"]))
+        begin(self, recipe, config, label)
+
+    monkeypatch.setattr(Trainer, "begin", told)
+    given_way = ("--kernels", "eager", "--convs", "direct", "--graphs", "off")  # TINY compiles nothing
+    for way, expected in ((), [0, 1]), (given_way, [0, 0]):
+        out = tmp_path / f"{len(way)}.json"
+        own = (*TINY, "--data", str(data), "--out", str(out), *way)
+        settled(fastresnet, own, out, FASTER)
+        out.write_text(json.dumps(read(out) | {"rows": [], "asked": [], "runs": []}))
+        runs_before.clear()
+        code, _, printed = fastresnet(*own, "--runs", "2", "--parallel", "2")
+        assert code == 0, printed
+        assert runs_before == expected
 
 
 @given(
