@@ -44,12 +44,12 @@ def test_what_is_slower_is_named_and_nothing_else(
 @pytest.fixture
 def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A baseline of three parts, of two passes that differ."""
-    passes = iter([{"step": 2.8, "save": 1.0, "gone": 3.0}, {"step": 3.2, "save": 1.0, "gone": 3.0}])
-    monkeypatch.setattr(gate, "run_benchmarks", lambda: Measured(next(passes), {}))
+    passes = iter([{"step": 3.0, "save": 1.0, "gone": 3.0}, {"step": 3.2, "save": 1.0, "gone": 3.0}])
+    monkeypatch.setattr(gate, "run_benchmarks", lambda selected: Measured(next(passes), {}))
     path = tmp_path / "base.json"
     assert main(["save", "--baseline", str(path), "--passes", "2"]) == 0
     parts = json.loads(path.read_text())["parts"]
-    assert parts["step"] == {"ratio": 3.0, "passes": [2.8, 3.2]}
+    assert parts["step"] == {"passes": [3.0, 3.2]}
     return path
 
 
@@ -87,14 +87,17 @@ def test_a_slower_part_fails_and_is_named(
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5", "--only", "step or save"]) == 0
     assert "gone" not in capsys.readouterr().out
     skipped["gone"] = "this CPU has no AMX"  # which the machine of the baseline had, being the same
-    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
-    assert "not measured: this CPU has no AMX" in capsys.readouterr().out
+    for only in ([], ["--only", "step or gone"]):
+        assert main(["check", "--baseline", str(baseline), "--slower", "2.5", *only]) == 1
+        assert "not measured: this CPU has no AMX" in capsys.readouterr().out
     content = json.loads(baseline.read_text())
-    content["environment"]["cpu"] = "another"
+    content["environment"]["instructions"] = "amx_bf16"  # of a CPU of the same name
     baseline.write_text(json.dumps(content))
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
     said = capsys.readouterr().out
-    assert "another machine or versions, so only large changes say something: cpu another" in said
+    assert (
+        "another machine or versions, so only large changes say something: instructions amx_bf16 then" in said
+    )
     assert "not measured: this CPU has no AMX" in said and said.endswith("nothing is over its limit\n")
     skipped.clear()  # it is gone here too
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 1
@@ -104,7 +107,7 @@ def test_a_part_may_differ_by_as_much_as_the_baselines_own_passes(
     baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(baseline.read_text())
-    content["parts"]["step"]["passes"] = [2.0, 4.0]
+    content["parts"]["step"]["passes"] = [6.0, 9.9, 3.0]  # the slowest of three was disturbed
     baseline.write_text(json.dumps(content))
     now = {"step": 5.9, "save": 1.0, "gone": 3.0}
     monkeypatch.setattr(gate, "run_benchmarks", lambda selected=(), extra=(): Measured(dict(now), {}))
@@ -112,6 +115,27 @@ def test_a_part_may_differ_by_as_much_as_the_baselines_own_passes(
     assert "1.97      2.00" in capsys.readouterr().out
     now["step"] = 6.1
     assert main(["check", "--baseline", str(baseline)]) == 1
+
+
+def test_a_baselines_parts_whose_passes_differ_are_measured_again_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+    ratios = {"calm": iter([1.0, 1.2]), "once": iter([1.0, 2.2, 1.1]), "wild": iter([3.0, 1.0, 1.5, 9.0])}
+
+    def measured(selected: list[str]) -> Measured:
+        asked.append(list(selected))
+        return Measured({name: next(ratios[name]) for name in selected or ratios}, {})
+
+    monkeypatch.setattr(gate, "run_benchmarks", measured)
+    path = tmp_path / "base.json"
+    assert main(["save", "--baseline", str(path)]) == 0
+    assert asked == [[], [], ["once", "wild"], ["wild"]]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "wild: its quickest passes differ 1.50 times, and it may take as much longer"
+    ]
+    parts = {name: Part.of(part["passes"]) for name, part in json.loads(path.read_text())["parts"].items()}
+    assert parts == {"calm": Part(1.0, 1.2), "once": Part(1.0, 1.1), "wild": Part(1.0, 1.5)}
 
 
 def test_a_baseline_of_some_parts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,13 +160,13 @@ def test_without_a_baseline_it_says_how_to_make_one(
         ({"kind": "regression"}, [], "is no baseline of `make bench-save`; make one"),
         ({"kind": "regression", "environment": {}, "parts": {"a": 1}}, [], "is no baseline"),
         (
-            {"kind": "regression", "environment": {"git": "a"}, "parts": {"a": {"ratio": 1}}},
+            {"kind": "regression", "environment": {"git": "a"}, "parts": {"a": {"passes": [1]}}},
             [],
             "is no baseline",
         ),
         (
             {
-                **{"kind": "regression", "date": "2026-01-01", "parts": {"a": {"ratio": 1, "passes": [0]}}},
+                **{"kind": "regression", "date": "2026-01-01", "parts": {"a": {"passes": [0]}}},
                 **{"environment": {"git": "a", "device_name": "b"}},
             },
             [],

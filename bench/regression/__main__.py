@@ -45,12 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(
                     "--only is for check: a baseline has every part, or it would let the others pass"
                 )
-            record = save(chosen.baseline, chosen.passes)
+            record, differing = save(chosen.baseline, chosen.passes)
             print(f"baseline of {len(record['parts'])} parts in {chosen.baseline}")
+            for name, times in differing.items():
+                print(f"{name}: its quickest passes differ {times:.2f} times, and it may take as much longer")
             return 0
         record, lines = check(chosen.baseline, chosen.slower, extra)
         if chosen.only:  # what it leaves out is not missing
-            lines = [line for line in lines if line.now is not None]
+            lines = [line for line in lines if line.now is not None or line.skipped]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,14 +23,14 @@ FOLDER = Path(__file__).resolve().parent
 BASELINE = Path("bench-results") / "regression.json"
 SLOWER = 1.3  # times the baseline; to be raised where two baselines of one commit differ by more
 PASSES = 2  # of a baseline
-TRIES = 3  # of what looks slower, before it is called so
+TRIES = 3  # of what looks slower, before it is called so, and of what a baseline's passes differ about
 
 
 class Line(NamedTuple):
     """One part: its ratio to the calibration loop then and now, and how many times it is as slow.
 
-    ``then`` or ``now`` is None where the part was not measured. ``spread`` is the slowest of the baseline's passes over
-    the quickest; ``skipped`` says why this machine cannot have the part, and is empty where it can.
+    ``then`` or ``now`` is None where the part was not measured. ``spread`` is as in :class:`Part`; ``skipped`` says why
+    this machine cannot have the part, and is empty where it can.
     """
 
     name: str
@@ -45,15 +45,27 @@ class Line(NamedTuple):
         return None if self.then is None or self.now is None else self.now / self.then
 
     def limit(self, slower: float) -> float:
-        """Return how many times its baseline it may take: ``slower``, or what that one's passes differ by."""
+        """Return how many times its baseline it may take: ``slower``, or what that one's quickest passes differ by."""
         return max(slower, self.spread)
 
 
 class Part(NamedTuple):
-    """Of a baseline: a part's ratio, None where it is not in it, and its slowest pass over its quickest."""
+    """Of a baseline: a part's ratio, None where it is not in it, and its second quickest pass over its quickest.
+
+    So one pass that something disturbed neither moves the part's figure nor lets more pass.
+    """
 
     ratio: float | None
     spread: float
+
+    @classmethod
+    def of(cls, passes: Sequence[float]) -> Part:
+        """Return it of its passes; raises ValueError where there is none, or one is no ratio of times."""
+        for ratio in passes:
+            if not 0 < ratio < math.inf:
+                raise ValueError(f"{ratio} is no ratio of times")
+        quickest, *others = sorted(passes)
+        return cls(float(quickest), min(others, default=quickest) / quickest)
 
 
 class Measured(NamedTuple):
@@ -103,25 +115,36 @@ def read_skipped(junit: str) -> dict[str, str]:
     return {name: skipped.attrib["message"] for name, skipped in found if skipped is not None}
 
 
-def save(path: Path, passes: int = PASSES) -> dict[str, Any]:
-    """Measure every part ``passes`` times and write the baseline: the median of the passes, and all of them."""
-    found = [run_benchmarks().ratios for _ in range(passes)]
-    device = resolve_device("auto")
+def save(path: Path, passes: int = PASSES) -> tuple[dict[str, Any], dict[str, float]]:
+    """Measure every part ``passes`` times, those again whose passes differ, and write the baseline.
+
+    Returns the baseline, and by how many times the passes of a part differ still where that is more than SLOWER.
+    """
+    found: dict[str, list[float]] = {}
+
+    def measure(selected: Sequence[str] = ()) -> None:
+        for name, ratio in run_benchmarks(selected).ratios.items():
+            found.setdefault(name, []).append(ratio)
+
+    def differing() -> dict[str, float]:
+        spreads = {name: Part.of(found[name]).spread for name in sorted(found)}
+        return {name: spread for name, spread in spreads.items() if spread > SLOWER}
+
+    for _ in range(passes):
+        measure()
+    for _ in range(TRIES - 1):
+        if not differing():
+            break
+        measure(list(differing()))
     record = make_record(
         "regression",
-        device_name(device),
+        device_name(resolve_device("auto")),
         resolve_threads(0),
-        parts={
-            name: {
-                "ratio": statistics.median(each[name] for each in found if name in each),
-                "passes": [each[name] for each in found if name in each],
-            }
-            for name in sorted(set().union(*found))
-        },
+        parts={name: {"passes": found[name]} for name in sorted(found)},
     )
     record["command"] = "make bench-save"
     write_record(path, record)
-    return record
+    return record, differing()
 
 
 def check(path: Path, slower: float, extra: Sequence[str] = ()) -> tuple[dict[str, Any], list[Line]]:
@@ -155,19 +178,9 @@ def _parts_then(record: dict[str, Any]) -> dict[str, Part] | None:
     if record["kind"] != "regression" or not told:
         return None
     try:
-        return {
-            name: Part(_positive(part["ratio"]), max(map(_positive, part["passes"])) / min(part["passes"]))
-            for name, part in record["parts"].items()
-        }
+        return {name: Part.of(part["passes"]) for name, part in record["parts"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
-
-
-def _positive(ratio: float) -> float:
-    """Return a ratio; raises ValueError where it is none."""
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"{ratio} is no ratio of times")
-    return float(ratio)
 
 
 def compare(then: dict[str, Part], now: Measured) -> list[Line]:
@@ -180,7 +193,7 @@ def compare(then: dict[str, Part], now: Measured) -> list[Line]:
 
 
 def culprits(lines: Sequence[Line], slower: float) -> list[Line]:
-    """Return what is more than ``slower`` times as slow as its baseline, and by more than that one's passes differ."""
+    """Return what takes more times its baseline than its limit."""
     return [line for line in lines if line.times is not None and line.times > line.limit(slower)]
 
 
@@ -194,7 +207,7 @@ def changed(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
     where = record["environment"]
     return [
         f"{key} {where[key]} then, {here[key]} now"
-        for key in ("device_name", "cpu", "torch", "python", "threads")
+        for key in ("device_name", "cpu", "instructions", "cores", "torch", "python", "threads")
         if where.get(key) != here.get(key)
     ]
 
