@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,44 +108,64 @@ class Board:
             at_once = found["at_once"]
         return contestant.row(self.data, at_once)
 
-    def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
-        """Return the next run of each row that has one, beside those that are ``under_way``.
+    def enter(self) -> None:
+        """Have the record hold what is asked for: rows with their seeds, or what a search is trying.
 
-        The record holds from now on what is asked for: rows, or what is being tried for those that a search has yet to
-        choose. No figure is run while a search goes on, so that all rows take turns.
+        What an earlier command searched for, of the same contestants and whatever length, is asked for no more. No
+        figure is run while a search goes on, so that all rows take turns.
         """
-        trying = {job.contestant.name for job in under_way if job.role == SEARCH}
-        searching = self.record.setdefault("searching", {})
-        tries: list[Job] = []
-        chosen: dict[Row, Contestant] = {}
+        own = {self._sought(each) for each in self.contestants}
+        earlier = self.record.get("searching", {})
+        searching = {sought: tried for sought, tried in earlier.items() if sought not in own}
+        self.record["searching"] = searching
+        chosen = []
+        goes_on = False
         for contestant in self.contestants:
-            decided, longest = self.decide(contestant), self.row(contestant).label
-            if isinstance(decided, Contestant):
-                searching.pop(longest, None)
+            decided = self.decide(contestant)
+            if isinstance(decided, Try):
+                tried = self.row(contestant.with_epochs(decided.epochs)).label
+                searching[self._sought(contestant)] = tried
+                goes_on = goes_on or tried not in self.failed
+            else:
                 row = self.row(decided)
                 enter(self.record, row)
-                chosen[row] = decided
+                chosen.append(row)
+        if not goes_on:
+            for row, seeds in figure_seeds(self.record, chosen, self.runs).items():
+                ask(self.record, row, seeds)
+
+    def _sought(self, contestant: Contestant) -> str:
+        """Return what a search for a contestant's shortest schedule is known by: its label without epochs."""
+        return replace(self.row(contestant), epochs=None).label
+
+    def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
+        """Return the next run of each row that has one, beside those that are ``under_way``; :meth:`enter` done."""
+        trying = {job.contestant.name for job in under_way if job.role == SEARCH}
+        tries: list[Job] = []
+        figures: dict[Row, Job] = {}  # two searches may choose one row
+        for contestant in self.contestants:
+            decided = self.decide(contestant)
+            if isinstance(decided, Try):
+                tried = contestant.with_epochs(decided.epochs)
+                row = self.row(tried)
+                if (
+                    contestant.name not in trying and row.label not in self.failed
+                ):  # the next depends on that one
+                    seed = SEARCH_SEEDS + len(runs_of(self.record, row, SEARCH))
+                    tries.append(Job(contestant=tried, row=row, role=SEARCH, seed=seed))
                 continue
-            tried = contestant.with_epochs(decided.epochs)
-            row = self.row(tried)
-            searching[longest] = row.label
-            if contestant.name not in trying:  # what it tries next depends on that one
-                seed = SEARCH_SEEDS + len(runs_of(self.record, row, SEARCH))
-                tries.append(Job(contestant=tried, row=row, role=SEARCH, seed=seed))
-        tries = [job for job in tries if job.row.label not in self.failed]
-        if tries or trying:
-            return sorted(tries, key=lambda job: job.seed)  # stable: rows in order
-        figures = []
-        for row, seeds in figure_seeds(self.record, list(chosen), self.runs).items():
-            ask(self.record, row, seeds)
+            row = self.row(decided)
             begun = {job.seed for job in under_way if job.row == row}
             waiting = [seed for seed in left(self.record, row) if seed not in begun]
             if waiting and row.label not in self.failed:
-                figures.append(Job(contestant=chosen[row], row=row, role=FIGURE, seed=waiting[0]))
-        lowest = min((job.seed for job in figures), default=0)
+                figures[row] = Job(contestant=decided, row=row, role=FIGURE, seed=waiting[0])
+        if tries or trying:
+            return sorted(tries, key=lambda job: job.seed)  # stable: rows in order
+        in_order = list(figures.values())
+        lowest = min((job.seed for job in in_order), default=0)
         if lowest % 2 and not self.base_first:
-            figures.reverse()
-        return sorted(figures, key=lambda job: job.seed)
+            in_order.reverse()
+        return sorted(in_order, key=lambda job: job.seed)
 
     def decide(self, contestant: Contestant) -> Try | Contestant:
         """Return what to search with, or what to run for the figure."""
@@ -302,7 +322,7 @@ class Board:
     def keep(self) -> None:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self._is_settled:
-            self.jobs()  # which enters what is asked for
+            self.enter()
             self.record["not_measured"] = missing(self.record)
         with held():
             self.save(self.record)

@@ -114,5 +114,9 @@ def test_a_search_that_an_earlier_command_left_is_still_missing(
     assert other.exit_code == 0, other.output
     (missing,) = read(out)["not_measured"]
     assert missing.startswith("n2-b1-c4, fast") and missing.endswith(", 4 epochs")
-    plain = bench(*own, *TINY[:2], "--epochs", "4", "--runs", "2", "--minutes", "0")  # not searched any more
+    shorter = bench(*own, *TINY[:2], "--search", "--epochs", "3", "--runs", "2", "--minutes", "0")
+    assert shorter.exit_code == 0, shorter.output
+    (missing,) = read(out)["not_measured"]  # what was asked for last
+    assert missing.endswith(", 3 epochs")
+    plain = bench(*own, *TINY[:2], "--epochs", "2", "--runs", "2", "--minutes", "0")  # not searched any more
     assert plain.exit_code == 0 and read(out)["searching"] == {}

@@ -133,6 +133,7 @@ def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -
     from fastresnet.words import counted
 
     board.settle()
+    board.enter()
     if not board.jobs():
         return
     # of a board that is given so long and no longer, nothing of that goes into measuring how long it would take
