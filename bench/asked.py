@@ -8,6 +8,8 @@ from typing import Any
 
 from fastresnet.bench.board import Row, row_of, runs_of
 
+BLOCK = 1_000  # seeds apart are the turns of rows that came one after another
+
 
 def enter(record: dict[str, Any], row: Row) -> None:
     """Have the record hold ``row``, in place of one of the same words that was corrected before it had any run."""
@@ -23,9 +25,25 @@ def enter(record: dict[str, Any], row: Row) -> None:
 
 
 def ask(record: dict[str, Any], row: Row, seeds: Sequence[int]) -> None:
-    """Have the record say which runs of a row were asked for last, which a later command for others keeps."""
-    others = [each for each in record.get("asked", ()) if Row(**each["row"]) != row]
-    record["asked"] = [*others, {"row": asdict(row), "seeds": list(seeds)}]
+    """Have the record say which runs of a row were asked for last, which a later command for others keeps.
+
+    Where they are more of the same turns than had been asked for, and some were seen by then, it says after how many.
+    """
+    found = record.get("asked", ())
+    nothing: dict[str, Any] = {"seeds": []}
+    earlier = next((each for each in found if Row(**each["row"]) == row), nothing)
+    seen = {run["seed"] for run in runs_of(record, row)}
+    turns = {block_of(seed) for seed in earlier["seeds"]}
+    more = [seed for seed in seeds if seed not in {*earlier["seeds"], *seen} and block_of(seed) in turns]
+    added_after = [*earlier.get("added_after", []), *([len(seen)] if seen and more else [])]
+    now = {"row": asdict(row), "seeds": list(seeds)} | ({"added_after": added_after} if added_after else {})
+    record["asked"] = [*(each for each in found if Row(**each["row"]) != row), now]
+
+
+def added(record: dict[str, Any]) -> dict[Row, list[int]]:
+    """Return the rows that were given more runs once some had been seen, and after how many, each time."""
+    told = {Row(**each["row"]): each.get("added_after", []) for each in record.get("asked", ())}
+    return {row: after for row, after in told.items() if after}
 
 
 def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:
@@ -45,3 +63,8 @@ def missing(record: dict[str, Any]) -> list[str]:
     rows = (Row(**each["row"]) for each in record.get("asked", ()))
     found += [row.label for row in rows if left(record, row)]
     return [label for label in dict.fromkeys(found) if label not in record.get("failed", {})]
+
+
+def block_of(seed: int) -> int:
+    """Return which turns a figure run of that seed was of."""
+    return seed // BLOCK

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastresnet.atomic import write_atomic
+from fastresnet.bench.asked import added
 from fastresnet.bench.at_once import in_words
 from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings, tries
 from fastresnet.bench.comparison import Ratio, compare, find_row
@@ -65,9 +66,9 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
         "lower bound of the mean accuracy does: of each row by itself, with a number of runs that was fixed "
-        "beforehand. Seconds are means with 95% intervals. On the clock: moving the data to the device, "
-        "initialisation from data, every draw and step, the final evaluation. Off it: imports, packing, building, "
-        "compiling and the warm-up, evaluations between epochs.",
+        f"beforehand{', but for those told below' if added(record) else ''}. Seconds are means with 95% intervals. On "
+        "the clock: moving the data to the device, initialisation from data, every draw and step, the final "
+        "evaluation. Off it: imports, packing, building, compiling and the warm-up, evaluations between epochs.",
         "",
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
         "first reaches the target, evaluations before it off the clock. It is chosen on the test set, so it flatters "
@@ -96,6 +97,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             "bring back none that it passed over.",
         ]
     lines += _tries_note(record)
+    lines += added_note(record)
     obstacle = record.get("energy")
     if not energy and obstacle not in (None, ENERGY):  # where it could be read, no run has told any yet
         lines += ["", f"No energy was read: {obstacle}."]
@@ -106,6 +108,18 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines += commits_note(record)
     lines += missing_notes(record)
     return "\n".join(lines) + "\n"
+
+
+def added_note(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph that tells which rows were given more runs once some had been seen, where there are such."""
+    told = [f"{row.label} (after {' and '.join(map(str, after))})" for row, after in added(record).items()]
+    if not told:
+        return []
+    return [
+        "",
+        "More runs than were asked for at first, added when others had been seen, so that bounds and intervals err "
+        f"more often than they say: {'; '.join(told)}.",
+    ]
 
 
 def commits_note(record: dict[str, Any]) -> list[str]:

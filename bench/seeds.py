@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fastresnet.bench.asked import asked_seeds
+from fastresnet.bench.asked import BLOCK, asked_seeds, block_of
 from fastresnet.bench.board import Row, runs_of
 from fastresnet.bench.comparison import rows_named
 
-BLOCK = 1_000  # seeds apart are the turns of rows that came one after another
 SEARCH_SEEDS = 1_000_000  # a search's own runs take seeds from here on: never a figure's
 
 
@@ -31,11 +30,6 @@ def figure_seeds(record: dict[str, Any], rows: Sequence[Row], runs: int) -> dict
     return {
         row: [BLOCK * block + run for block in sorted(blocks[row]) for run in range(runs)] for row in rows
     }
-
-
-def block_of(seed: int) -> int:
-    """Return which turns a figure run of that seed was of."""
-    return seed // BLOCK
 
 
 def _begin(record: dict[str, Any], row: Row, partners: Sequence[Row]) -> int:

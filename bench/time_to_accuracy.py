@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
-from fastresnet.bench.asked import ask, enter, left, missing
+from fastresnet.bench.asked import BLOCK, ask, block_of, enter, left, missing
 from fastresnet.bench.at_once import found_in, settle, shared
 from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
@@ -25,7 +25,7 @@ from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.record import publishable
 from fastresnet.bench.schedule_search import Try, judge, next_try
-from fastresnet.bench.seeds import BLOCK, SEARCH_SEEDS, block_of, figure_seeds
+from fastresnet.bench.seeds import SEARCH_SEEDS, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError

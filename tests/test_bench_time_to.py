@@ -49,9 +49,12 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
     first = bench(*own, "--runs", "1")
     assert first.exit_code == 0, first.output
     assert "one run: proves nothing" in first.output and "ended: one failed" not in first.output
+    assert "fixed beforehand. Seconds" in first.output and "added when" not in first.output
     before = read(out)["runs"]
     done = bench(*own, "--runs", "2")
     assert done.exit_code == 0, done.output
+    assert "fixed beforehand, but for those told below. Seconds" in done.output
+    assert "fast with batch_size=16, optimizer.lr=0.05, 1 epoch (after 1); n2-b1-c4, fast" in done.output
     record = read(out)
     assert record["runs"][:3] == before  # what was run stays, in the order it was run in
     assert [(run["row"]["epochs"], run["seed"]) for run in record["runs"]] == [
