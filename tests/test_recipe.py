@@ -74,9 +74,10 @@ def test_another_optimizer_keeps_what_both_have() -> None:
 
 
 def test_arch_takes_the_recipes_activation() -> None:
-    spec = FAST.with_overrides({"activation": "gelu"}).arch_spec()
-    assert spec.activation == "gelu"
-    assert FAST.arch_spec().activation == "relu"
+    spec = FAST.with_overrides({"activation": "silu"}).arch_spec()
+    assert spec.activation == "silu"
+    assert FAST.arch_spec().activation == "gelu"
+    assert FAST.with_overrides({"activation": "none"}).arch_spec().activation == "relu"  # the arch's own
 
 
 @given(
