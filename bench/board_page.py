@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -267,10 +269,15 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def draw(record: dict[str, Any]) -> bytes:
-    """Return :func:`figure_of` the record as a PNG."""
+    """Return :func:`figure_of` the record as a PNG, whose comment is :func:`drawn_runs`."""
     buffer = io.BytesIO()
-    figure_of(record).savefig(buffer, format="png", dpi=110)
+    figure_of(record).savefig(buffer, format="png", dpi=110, metadata={"Comment": drawn_runs(record)})
     return buffer.getvalue()
+
+
+def drawn_runs(record: dict[str, Any]) -> str:
+    """Return which runs a picture is of, in words: what ties it to its record."""
+    return f"runs {hashlib.sha256(json.dumps(record['runs'], sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def figure_of(record: dict[str, Any]) -> Figure:

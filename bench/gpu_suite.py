@@ -1,12 +1,12 @@
-"""``make bench-gpu``: the whole GPU suite, in pieces, into one folder of eight files.
+"""``make bench-gpu``: the whole GPU suite, in pieces, into one folder of nine files.
 
     python -m fastresnet.bench.gpu_suite [--out FOLDER] [--data DATA] [--all]
 
 It installs nothing. Kernel tests (compiled), kernels, throughput, a short time-to-accuracy and loaders, each a process
 of its own. After 9 minutes nothing more is started; the same command, here or wherever the folder is taken, goes on
 where it stopped, so a machine that is to be had for ten minutes at a time will do. The folder holds the records,
-``suite.json`` (which stages are done), ``suite.log`` (all that they said), ``page.md`` (every table) and a plot of the
-kernels.
+``suite.json`` (which stages are done), ``suite.log`` (all that they said), ``page.md`` (every table) and plots of the
+kernels and of the board.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from fastresnet.atomic import write_atomic
 from fastresnet.bench.orphans import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
-STATE, LOG, PAGE, PLOT = "suite.json", "suite.log", "page.md", "kernels.png"
+STATE, LOG, PAGE = "suite.json", "suite.log", "page.md"
+PLOTS = ("kernels.png", "time-to.png")
 MARK = "<!-- bench {} -->"
 RECORDS = ("kernels", "throughput", "time-to", "loaders")
 # What fastresnet imports; pytest and hypothesis are for the tests alone, which are left out without them.
@@ -61,8 +62,9 @@ class Stage:
     record: str | None = None
 
 
-def stages(python: str, data: str, target: float, *, everything: bool, rehearse: bool) -> list[Stage]:
+def stages(python: str, data: str | None, target: float, *, everything: bool, rehearse: bool) -> list[Stage]:
     """Return the suite's stages in order; a rehearsal is of networks of a second, on the CPU."""
+    named = () if data is None else ("--data", data)
     bench = (python, "-m", "fastresnet", "bench")
     resume = ("--minutes", "{minutes}", "--out", "{out}")
     device = ("--device", "cpu" if rehearse else "cuda")
@@ -105,20 +107,20 @@ def stages(python: str, data: str, target: float, *, everything: bool, rehearse:
         ),
         Stage(
             name="throughput",
-            command=(*bench, "throughput", *sizes["throughput"], "--data", data, *device, *resume),
+            command=(*bench, "throughput", *sizes["throughput"], *named, *device, *resume),
             record="throughput",
         ),
         Stage(
             name="time-to",
             command=(
-                *(*bench, "time-to", *sizes["time-to"], "--data", data, "--target", f"{target:g}"),
+                *(*bench, "time-to", *sizes["time-to"], *named, "--target", f"{target:g}"),
                 *(*device, *resume),
             ),
             record="time-to",
         ),
         Stage(
             name="loaders",
-            command=(*bench, "loaders", *sizes["loaders"], "--data", data, *device, "--out", "{out}"),
+            command=(*bench, "loaders", *sizes["loaders"], *named, *device, "--out", "{out}"),
             record="loaders",
         ),
     ]
@@ -224,7 +226,7 @@ class Suite:
         return bool(record.get("not_measured"))
 
     def _collect(self, work: Path) -> None:
-        """Bring the records, the pages as one, and the kernels' plot into the folder."""
+        """Bring the records, the pages as one, and the plots into the folder."""
         for record in RECORDS:
             path = work / f"{record}.json"
             if path.exists():
@@ -234,8 +236,9 @@ class Suite:
         shown = [f"{MARK.format(record)}\n{self.pages[record]}" for record in RECORDS if record in self.pages]
         if shown:
             self._write(PAGE, "\n".join(shown).encode())
-        if (work / PLOT).exists():
-            self._write(PLOT, (work / PLOT).read_bytes())
+        for plot in PLOTS:
+            if (work / plot).exists():
+                self._write(plot, (work / plot).read_bytes())
 
     def _kept_pages(self) -> dict[str, str]:
         """Return the tables that an earlier start has left, by record."""
@@ -274,7 +277,7 @@ def obstacle(rehearse: bool) -> str | None:
     return None
 
 
-def usual_target(data: str) -> float:
+def usual_target(data: str | None) -> float:
     """Return the accuracy to reach on ``data``: the usual one of a known set, 0.9 of another."""
     from fastresnet.bench.board import USUAL_TARGETS
     from fastresnet.loaders.dataset import open_dataset
@@ -286,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left of the suite; the exit code is 0, 1 where a stage failed, 2 where it cannot run here."""
     parser = argparse.ArgumentParser(prog="make bench-gpu ARGS=...", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench-results") / "gpu", help="the folder")
-    parser.add_argument("--data", default="shapes", help="as for train")
+    parser.add_argument("--data", help="as for train [CIFAR-10, downloaded once; of a rehearsal, shapes]")
     parser.add_argument("--target", type=float, help="of time-to; the usual one of the data set")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="start nothing after them")
     parser.add_argument("--all", action="store_true", help="every arch and batch size, boards of ten runs")
@@ -316,7 +319,9 @@ def run_suite(chosen: argparse.Namespace, tell: Callable[[str], None]) -> int:
     Raises:
         UserError: no such data, or a folder whose state cannot be read.
     """
-    if Path(chosen.data).exists():
+    if chosen.data is None and chosen.rehearse:
+        chosen.data = "shapes"
+    if chosen.data is not None and Path(chosen.data).exists():
         chosen.data = str(Path(chosen.data).absolute())  # the stages run in the source tree
     target = chosen.target or usual_target(chosen.data)
     plan = stages(sys.executable, chosen.data, target, everything=chosen.all, rehearse=chosen.rehearse)

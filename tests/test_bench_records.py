@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from family import refused
 from made_data import write_npz
+from PIL import Image
 from typer.testing import CliRunner
 
+from fastresnet.bench.board_page import drawn_runs
 from fastresnet.bench.comparison import compare, find_row
 from fastresnet.bench.record import KINDS, check_insert, check_out, insert_marked
 from fastresnet.cli.main import app
@@ -49,6 +51,26 @@ def test_a_command_shows_no_record_of_another(kind: str, tmp_path: Path) -> None
             assert told == f"{record} is a record of `bench {its}`; show it with that"
         else:  # a run's result, or of what is no command
             assert "is no record of" in told
+
+
+def test_a_picture_is_of_its_records_runs_and_can_be_drawn_again(tmp_path: Path) -> None:
+    def drawn_of(picture: Path) -> str:
+        with Image.open(picture) as image:
+            return str(image.info["Comment"])
+
+    pictures = sorted((ROOT / "bench" / "records").glob("time-to-*.png"))
+    assert pictures
+    for picture in pictures:
+        record = picture.with_suffix(".json")
+        runs = drawn_runs(json.loads(record.read_bytes()))
+        assert drawn_of(picture) == runs, (
+            f"`bench time-to --show {record.name} --plot {picture.name}` draws it"
+        )
+        again = tmp_path / "again.png"
+        shown = CliRunner().invoke(app, ["bench", "time-to", "--show", str(record), "--plot", str(again)])
+        assert shown.exit_code == 0 and drawn_of(again) == runs
+    told = refused("bench", "time-to", "--show", record, "--plot", "again.svg")
+    assert told == "--plot is again.svg; give the name of a file that ends in .png"
 
 
 @pytest.mark.parametrize("kind", KINDS)

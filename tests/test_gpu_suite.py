@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import typer
 from fastresnet.bench import gpu_suite
 from fastresnet.bench.gpu_suite import KERNEL_TESTS, ROOT, Stage, Suite, main, obstacle, stages
 from fastresnet.cli.main import app
+from fastresnet.loaders import dataset
 
 FAR = 120.0
 
@@ -121,9 +123,14 @@ def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) ->
 
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("rehearse", [False, True])
-def test_stages_are_commands_that_exist(everything: bool, rehearse: bool) -> None:
+@pytest.mark.parametrize("data", [None, "some.tar"])
+def test_stages_are_commands_that_exist(everything: bool, rehearse: bool, data: str | None) -> None:
     bench = typer.main.get_command(app).commands["bench"].commands  # type: ignore[attr-defined]
-    plan = stages("python", "shapes", 0.9, everything=everything, rehearse=rehearse)
+    plan = stages("python", data, 0.9, everything=everything, rehearse=rehearse)
+    assert {"--data" in stage.command for stage in plan if stage.record != "kernels"} <= {
+        False,
+        data is not None,
+    }
     for stage in plan:
         if stage.record is None:
             assert Path(stage.command[-1]).is_file()
@@ -144,6 +151,24 @@ def test_a_python_that_lacks_something_is_one_line(
     assert (
         said.count("\n") == 1 and "lacks no_such_module, and nothing is installed here; name another" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "data", "target"),
+    [([], None, "0.94"), (["--rehearse"], "shapes", "0.9"), (["--data", "shapes"], "shapes", "0.9")],
+)
+def test_data_is_what_it_is_for_train_but_of_a_rehearsal(
+    typed: list[str], data: str | None, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planned: list[Stage] = []
+    opened = {None: "CIFAR-10", "shapes": "shapes"}
+    monkeypatch.setattr(gpu_suite, "obstacle", lambda rehearse: None)
+    monkeypatch.setattr(dataset, "open_dataset", lambda data: SimpleNamespace(name=opened[data]))
+    monkeypatch.setattr(Suite, "run", lambda self: planned.extend(self.stages) or 0)
+    assert main([*typed, "--out", str(tmp_path / "gpu")]) == 0
+    (board,) = (stage.command for stage in planned if stage.name == "time-to")
+    assert board[board.index("--target") + 1] == target
+    assert (board[board.index("--data") + 1] if "--data" in board else None) == data
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,17 +101,24 @@ def time_to(
     ] = None,
     show: Show = None,
     insert: Insert = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw what is shown into this .png.")
+    ] = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
     from fastresnet.bench.board import check_target
     from fastresnet.bench.board_page import to_markdown
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
 
+    if plot is not None:
+        if plot.suffix != ".png":
+            raise UserError(f"--plot is {plot}; give the name of a file that ends in .png")
+        check_out(plot)
     if show is not None:
         record = read_record(show, "time-to", to_markdown)
         if against is not None:
             _compare_with(against, record)
-        show_page(to_markdown(record), mark_of("time-to", show), insert)
+        _show(record, show, insert, plot)
     else:
         started = time.monotonic()
         machine = {"device": device, "loader": loader, "amp": amp, "compile": compile_, "threads": threads}
@@ -140,8 +147,18 @@ def time_to(
             _compare_with(against, board.record, rows, [each.name for each in entered])
         fill_board(board, path, started, minutes, "board")
         typer.echo(f"board      {path}, and the same as .md and .png", err=True)
-        show_page(to_markdown(board.record), mark_of("time-to", path), insert)
+        _show(board.record, path, insert, plot)
         complain_of_failures(board, path)
+
+
+def _show(record: dict[str, Any], path: Path, insert: list[Path] | None, plot: Path | None) -> None:
+    from fastresnet.atomic import write_atomic
+    from fastresnet.bench.board_page import draw, to_markdown
+    from fastresnet.bench.record import mark_of
+
+    if plot is not None:
+        write_atomic(plot, lambda file: file.write(draw(record)))
+    show_page(to_markdown(record), mark_of("time-to", path), insert)
 
 
 def _compare_with(
