@@ -13,23 +13,24 @@ from fastresnet.bench.comparison import rows_named
 SEARCH_SEEDS = 1_000_000  # a search's own runs take seeds from here on: never a figure's
 
 
-def figure_seeds(record: dict[str, Any], rows: Sequence[Row], runs: int) -> dict[Row, list[int]]:
-    """Return the seeds of the figure runs of ``rows``, ``runs`` of each: 0, 1, and so on.
+def figure_seeds(
+    record: dict[str, Any], rows: Sequence[Row], runs: int, first: int = 0
+) -> dict[Row, list[int]]:
+    """Return the seeds of the figure runs of ``rows``, ``runs`` of each: ``first`` and on.
 
     Where the others are compared with one of them, a row that comes after that one has had its turns begins with the
     next block of seeds, which that one takes too; and where it is that one which comes late, the others do.
     """
     named = [row for row in rows_named(record, record.get("against") or "") if row in rows]
     if not named:
-        return {row: list(range(runs)) for row in rows}
+        return {row: list(range(first, first + runs)) for row in rows}
     against = named[-1]
     others = [row for row in rows if row != against]
     least = _begin(record, against, others)
     blocks = {row: {max(_begin(record, row, [against]), least)} for row in others}
     blocks[against] = set().union(*blocks.values()) or {least}
-    return {
-        row: [BLOCK * block + run for block in sorted(blocks[row]) for run in range(runs)] for row in rows
-    }
+    turn = range(first, first + runs)
+    return {row: [BLOCK * block + run for block in sorted(blocks[row]) for run in turn] for row in rows}
 
 
 def _begin(record: dict[str, Any], row: Row, partners: Sequence[Row]) -> int:

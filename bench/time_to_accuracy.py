@@ -59,6 +59,7 @@ class Board:
     Attributes:
         contestants: the rows asked for, in order.
         runs: figure runs of each row.
+        first_seed: of those.
         search: find the shortest schedule of at most each recipe's epochs first.
         config: data, target, evaluation interval and machine of every run; its seed is replaced.
         data: what it names, opened.
@@ -79,6 +80,7 @@ class Board:
     save: Callable[[dict[str, Any]], None]
     tell: Callable[[str], None]
     parallel: int = 1
+    first_seed: int = 0
     base_first: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -131,7 +133,7 @@ class Board:
                 enter(self.record, row)
                 chosen.append(row)
         if not goes_on:
-            for row, seeds in figure_seeds(self.record, chosen, self.runs).items():
+            for row, seeds in figure_seeds(self.record, chosen, self.runs, self.first_seed).items():
                 ask(self.record, row, seeds)
 
     def _sought(self, contestant: Contestant) -> str:

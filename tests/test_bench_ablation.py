@@ -103,6 +103,19 @@ def test_an_ablation_killed_and_gone_on_with(factors: Path, data: Path, tmp_path
     assert "loader was auto and is torch" in refused("bench", "ablation", *own, "--loader", "torch")
 
 
+def test_what_was_chosen_is_confirmed_by_fresh_seeds(factors: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fresh.json"
+    own = [*tiny(factors, data, out), "--epochs", "1", "--only", "no-ema", "--first-seed", "7"]
+    first = bench(*own, "--runs", "2")
+    assert first.exit_code == 0, first.output
+    assert [run["seed"] for run in json.loads(out.read_text())["runs"]] == [7, 7, 8, 8]
+    assert "added when others had been seen" not in first.stdout
+    more = bench(*own, "--runs", "3")  # until it helps
+    assert more.exit_code == 0, more.output
+    assert [run["seed"] for run in json.loads(out.read_text())["runs"]][4:] == [9, 9]
+    assert "added when others had been seen" in more.stdout and more.stdout.count("(after 2)") == 2
+
+
 def test_a_record_that_another_process_fills_is_left_to_it(
     factors: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

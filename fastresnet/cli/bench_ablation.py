@@ -54,6 +54,10 @@ def ablation(
     runs: Annotated[
         int, typer.Option(help="Of the base and of each factor, with the same seeds.", min=1)
     ] = 4,
+    first_seed: Annotated[
+        int,
+        typer.Option(help="Of the runs; others than those that chose a factor confirm it.", min=0, max=999),
+    ] = 0,
     minutes: Minutes = None,
     parallel: Parallel = 1,
     data: Data = None,
@@ -101,7 +105,8 @@ def ablation(
         named = listed_archs("--archs", archs)
         chosen = () if only is None else listed_names("--only", only, "factor", "lr-double")
         judged = Factors.load(factors, base, chosen)
-        board, path = _open(judged, overrides, named, runs, config, parallel, out)
+        seeds = range(first_seed, first_seed + runs)
+        board, path = _open(judged, overrides, named, seeds, config, parallel, out)
         check_insert(mark_of("ablation", path), *insert or ())  # which the data set may have named
         fill_board(board, path, started, minutes, "ablation")
         typer.echo(f"record     {path}, and the same as .md", err=True)
@@ -113,7 +118,7 @@ def _open(
     factors: Factors,
     overrides: dict[str, str],
     archs: tuple[str, ...],
-    runs: int,
+    seeds: range,
     config: RunConfig,
     parallel: int,
     out: Path | None,
@@ -137,7 +142,8 @@ def _open(
     write_told(record, entries, opened)
     board = Board(
         contestants=[entry.contestant for entry in entries if not entry.obstacle],
-        runs=runs,
+        runs=len(seeds),
+        first_seed=seeds.start,
         search=False,
         config=config,
         data=opened,
