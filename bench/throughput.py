@@ -76,8 +76,9 @@ def measure(
     """
     device = resolve_device(config.device)
     dtype = AMP_DTYPES[resolve_amp(config.amp, device)]
+    own = {"activation": "none", "resize": []}  # the student trains the arch as it is
     recipes = {
-        (arch, size): load_recipe("fast").with_overrides({"arch": arch, "batch_size": size, "resize": []})
+        (arch, size): load_recipe("fast").with_overrides({"arch": arch, "batch_size": size, **own})
         for arch in plan.archs
         for size in plan.batch_sizes
     }

@@ -31,7 +31,7 @@ from fastresnet.errors import UserError
 from fastresnet.recipe import load_recipe
 from fastresnet.run import RunConfig
 
-RECIPE = load_recipe("fast").with_overrides({"arch": "n2-b1-c8", "batch_size": 16})
+RECIPE = load_recipe("fast").with_overrides({"arch": "n2-b1-c8", "activation": "none", "batch_size": 16})
 CPU = torch.device("cpu")
 
 
