@@ -150,8 +150,10 @@ class Recipe(Part):
         Raises:
             UserError: an unknown arch, or a ``resize`` or a cutout that the data set or the arch does not allow.
         """
+        from fastresnet.arch import get_arch
+
         self.augment.check_fits(image_size)
-        return sizes_by_epoch(self.resize, self.epochs, self.arch_spec(), image_size)
+        return sizes_by_epoch(self.resize, self.epochs, get_arch(self.arch), image_size)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
         """Return a copy with dotted keys set, as in ``{"optimizer.lr": "0.1", "ema": None}``.
