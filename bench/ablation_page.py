@@ -69,7 +69,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"The intervals are not corrected for how many factors were tried: of {counted(judged, 'factor')} judged here "
         f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "
-        "such a table is confirmed at another length.",
+        "such a table is confirmed by fresh seeds (--first-seed) or at another length.",
     ]
     lines += added_note(record)
     lines += _pairs_notes(found)

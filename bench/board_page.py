@@ -130,11 +130,10 @@ def commits_note(record: dict[str, Any]) -> list[str]:
     told = [commit.replace("-dirty", " with changes") for commit in commits]
     if not told:
         return []
-    several = len(told) > 1
     return [
         "",
-        f"Its runs are of {'several commits' if several else 'the commit'}: {', '.join(told)}. There the command above "
-        "makes them again; recipes, networks and lists of factors may have changed since.",
+        f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}; recipes, networks "
+        "and lists of factors may have changed since.",
     ]
 
 

@@ -117,9 +117,9 @@ class Board:
         figure is run while a search goes on, so that all rows take turns.
         """
         own = {self._sought(each) for each in self.contestants}
-        earlier = self.record.get("searching", {})
+        earlier = self.record.get("sought", {})
         searching = {sought: tried for sought, tried in earlier.items() if sought not in own}
-        self.record["searching"] = searching
+        self.record["sought"] = searching
         chosen = []
         goes_on = False
         for contestant in self.contestants:
@@ -144,7 +144,7 @@ class Board:
         """Return the next run of each row that has one, beside those that are ``under_way``; :meth:`enter` done."""
         trying = {job.contestant.name for job in under_way if job.role == SEARCH}
         tries: list[Job] = []
-        figures: dict[Row, Job] = {}  # two searches may choose one row
+        figures: list[Job] = []
         for contestant in self.contestants:
             decided = self.decide(contestant)
             if isinstance(decided, Try):
@@ -160,14 +160,13 @@ class Board:
             begun = {job.seed for job in under_way if job.row == row}
             waiting = [seed for seed in left(self.record, row) if seed not in begun]
             if waiting and row.label not in self.failed:
-                figures[row] = Job(contestant=decided, row=row, role=FIGURE, seed=waiting[0])
+                figures.append(Job(contestant=decided, row=row, role=FIGURE, seed=waiting[0]))
         if tries or trying:
             return sorted(tries, key=lambda job: job.seed)  # stable: rows in order
-        in_order = list(figures.values())
-        lowest = min((job.seed for job in in_order), default=0)
+        lowest = min((job.seed for job in figures), default=0)
         if lowest % 2 and not self.base_first:
-            in_order.reverse()
-        return sorted(in_order, key=lambda job: job.seed)
+            figures.reverse()
+        return sorted(figures, key=lambda job: job.seed)
 
     def decide(self, contestant: Contestant) -> Try | Contestant:
         """Return what to search with, or what to run for the figure."""

@@ -116,6 +116,18 @@ def test_what_was_chosen_is_confirmed_by_fresh_seeds(factors: Path, data: Path, 
     assert "added when others had been seen" in more.stdout and more.stdout.count("(after 2)") == 2
 
 
+def test_what_confirms_is_by_itself_no_part_of_what_chose(
+    factors: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [*tiny(factors, data, Path("x"))[:-2], "--epochs", "1", "--only", "no-ema", "--runs", "1"]
+    for fresh in ((), ("--first-seed", "4")):
+        done = bench(*own, *fresh)
+        assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "bench-results").glob("*.json"))
+    assert [name.partition("-fast-")[2] for name in names] == ["1-from-seed-4.json", "1.json"]
+
+
 def test_a_record_that_another_process_fills_is_left_to_it(
     factors: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

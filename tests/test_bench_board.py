@@ -50,12 +50,12 @@ def test_a_board_tells_the_commits_of_its_runs() -> None:
         runs = [run_of(row("a"), seed, 0.9, 1, git=commit) for seed, commit in enumerate(commits)]
         return to_markdown(record_of(runs, [row("a")]))
 
-    assert "Its runs are of the commit: aaa. There the command" in page(
+    assert "Its runs are of the commit: aaa; recipes, networks and lists" in page(
         "aaa", "aaa"
     ) and "commits)" not in page("aaa", "aaa")
     assert "| 2026-01-01 (2 commits) |" in page("aaa", "bbb") and "Its runs" not in page()
-    assert "Its runs are of the commit: aaa with changes." in page("aaa-dirty")
-    assert "Its runs are of several commits: aaa, bbb with changes, ccc." in page(
+    assert "Its runs are of the commit: aaa with changes;" in page("aaa-dirty")
+    assert "Its runs are of several commits: aaa, bbb with changes, ccc;" in page(
         "aaa", "bbb-dirty", "ccc", "aaa"
     )
 

@@ -91,6 +91,10 @@ def test_a_slower_part_fails_and_is_named(
         assert main(["check", "--baseline", str(baseline), "--slower", "2.5", *only]) == 1
         assert "not measured: this CPU has no AMX" in capsys.readouterr().out
     content = json.loads(baseline.read_text())
+    del content["environment"]["instructions"]  # of an earlier version, which did not tell
+    baseline.write_text(json.dumps(content))
+    assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0
+    assert "instructions None then" in capsys.readouterr().out
     content["environment"]["instructions"] = "amx_bf16"  # of a CPU of the same name
     baseline.write_text(json.dumps(content))
     assert main(["check", "--baseline", str(baseline), "--slower", "2.5"]) == 0

@@ -119,4 +119,4 @@ def test_a_search_that_an_earlier_command_left_is_still_missing(
     (missing,) = read(out)["not_measured"]  # what was asked for last
     assert missing.endswith(", 3 epochs")
     plain = bench(*own, *TINY[:2], "--epochs", "2", "--runs", "2", "--minutes", "0")  # not searched any more
-    assert plain.exit_code == 0 and read(out)["searching"] == {}
+    assert plain.exit_code == 0 and read(out)["sought"] == {}

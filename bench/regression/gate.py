@@ -23,7 +23,9 @@ FOLDER = Path(__file__).resolve().parent
 BASELINE = Path("bench-results") / "regression.json"
 SLOWER = 1.3  # times the baseline; to be raised where two baselines of one commit differ by more
 PASSES = 2  # of a baseline
-TRIES = 3  # of what looks slower, before it is called so, and of what a baseline's passes differ about
+TRIES = (
+    3  # of what looks slower, before it is called so; one less are added to a baseline's passes that differ
+)
 
 
 class Line(NamedTuple):
@@ -206,7 +208,7 @@ def changed(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return what is another machine's or version's than the baseline's, in words."""
     where = record["environment"]
     return [
-        f"{key} {where[key]} then, {here[key]} now"
+        f"{key} {where.get(key)} then, {here.get(key)} now"  # baselines of earlier versions have fewer
         for key in ("device_name", "cpu", "instructions", "cores", "torch", "python", "threads")
         if where.get(key) != here.get(key)
     ]

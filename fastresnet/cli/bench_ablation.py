@@ -73,7 +73,7 @@ def ablation(
         Path | None,
         typer.Option(
             help="The record; a .md goes beside it. One that exists is added to "
-            "[default: bench-results/ablation-<data set>-<recipe>-<epochs>.json].",
+            "[default: bench-results/ablation-<data set>-<recipe>-<epochs>.json; with --first-seed, one of its own].",
         ),
     ] = None,
     show: Show = None,
@@ -130,7 +130,9 @@ def _open(
 
     base = factors.base
     opened = open_board_data(base, config)
-    name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}.json"
+    # what confirms is no part of what chose
+    fresh = f"-from-seed-{seeds.start}" if seeds.start else ""
+    name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}{fresh}.json"
     path = out or Path("bench-results") / name.lower()
     # what was typed comes first, so that a difference is named by it
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastresnet.cli.options import Amp, ContinuedOut, Device, Insert, Minutes, Show
+from fastresnet.cli.options import Amp, ContinuedOut, Data, Device, Insert, Minutes, Show
 from fastresnet.cli.page_showing import show_page
 from fastresnet.cli.typed import listed_archs, listed_counts, listed_names, named_as_typed
 
@@ -25,7 +25,7 @@ def throughput(
             help="Of student, channels-last, amp, compile, kernels, step, convs, graphs, fastresnet [default: all]."
         ),
     ] = None,
-    data: Annotated[str, typer.Option(help="A folder, tar, .npz or 'shapes'.")] = "shapes",
+    data: Data = None,
     device: Device = "auto",
     amp: Amp = "auto",
     compile_: Annotated[

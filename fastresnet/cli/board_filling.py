@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastresnet.run import RunConfig
 
 LONG_BOARD_S = 600.0
-FILLED = {"rows", "runs", "asked", "searching", "failed", "at_once"}  # of a record, while it is filled
+FILLED = {"rows", "runs", "asked", "sought", "failed", "at_once"}  # of a record, while it is filled
 
 
 def board_config(**typed: Any) -> RunConfig:
