@@ -69,6 +69,7 @@ def stages(python: str, data: str | None, target: float, *, everything: bool, re
     resume = ("--minutes", "{minutes}", "--out", "{out}")
     device = ("--device", "cpu" if rehearse else "cuda")
     tiny = ("--batch-size", "16", "--rounds", "1", "--steps", "1", "--rows", "student,fastresnet")
+    activations = ("--activation", "relu,gelu")  # the reports', and what `fast` has for it
     archs = "resnet8,resnet24,resnet86"
     every = (
         "resnet10-1,resnet10-2,resnet12,resnet16,resnet20,resnet24,resnet32,resnet48,resnet86,resnet8,"
@@ -86,14 +87,14 @@ def stages(python: str, data: str | None, target: float, *, everything: bool, re
         }
     elif everything:
         sizes = {
-            "kernels": ("--arch", every, "--batch-size", "512"),
+            "kernels": ("--arch", every, *activations, "--batch-size", "512"),
             "throughput": ("--arch", every, "--batch-size", "128,512,1024"),
             "loaders": ("--quick",),  # the whole table cannot be gone on with after ten minutes
             "time-to": ("--runs", "10", "--search", "--epochs", "32"),
         }
     else:
         sizes = {
-            "kernels": ("--arch", "resnet24", "--batch-size", "512"),
+            "kernels": ("--arch", "resnet24", *activations, "--batch-size", "512"),
             "throughput": ("--arch", archs, "--batch-size", "512"),
             "loaders": ("--quick",),
             "time-to": ("--archs", "resnet8,resnet24,fastest", "--runs", "3"),
@@ -144,6 +145,8 @@ class Suite:
         self.deadline = time.monotonic() + 60 * minutes
         self.tell = tell
         folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob(".*.tmp"):  # of a suite that was killed while it wrote
+            torn.unlink(missing_ok=True)
         self.pages = self._kept_pages()
         self.state: dict[str, Any] = {"kind": "gpu-suite", "stages": {}}
         if (folder / STATE).exists():

@@ -37,6 +37,7 @@ class Weights:
         run: the run's name.
         which: ``last`` or ``best``.
         arch: its recipe's arch.
+        activation: of its network.
         tensors: the model's state dict.
         sha256: of the checkpoint that held them.
     """
@@ -44,6 +45,7 @@ class Weights:
     run: str
     which: str
     arch: str
+    activation: str
     tensors: dict[str, torch.Tensor]
     sha256: str
 
@@ -104,10 +106,12 @@ def load_weights(reference: str, runs_dir: Path) -> Weights:
         checkpoint, _ = load_saved(folder.path)
         state = checkpoint["state"]
         tensors = state["ema"]["model"] if state["ema"] else state["model"]
+    recipe = Recipe.from_json_dict(content["recipe"])
     return Weights(
         run=folder.name,
         which=which,
-        arch=content["recipe"]["arch"],
+        arch=recipe.arch,
+        activation=recipe.arch_spec().activation,
         tensors=tensors,
         sha256=checkpoint["sha256"],
     )

@@ -50,7 +50,8 @@ class Recipe(Part):
         name: lower case with hyphens; a packaged recipe's file name.
         description: one line.
         arch: a name of the catalogue, or a slug.
-        activation, dropout: None leaves the arch its own.
+        activation: of all blocks; ``gelu-for-relu`` is GELU where the arch has ReLU. None leaves the arch its own.
+        dropout: None leaves the arch its own.
         epochs: passes over the training set.
         batch_size: samples a step, over all ranks.
         drop_last: leave out each epoch's last incomplete batch.
@@ -138,7 +139,9 @@ class Recipe(Part):
 
         spec = arch.get_arch(self.arch)
         changes: dict[str, Any] = {}
-        if self.activation is not None:
+        if self.activation == "gelu-for-relu":
+            changes["activation"] = "gelu" if spec.activation == "relu" else spec.activation
+        elif self.activation is not None:
             changes["activation"] = self.activation
         if self.dropout is not None:
             changes["dropout"] = arch.Dropout(**self.dropout.model_dump())

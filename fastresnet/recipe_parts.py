@@ -34,7 +34,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
-Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
+# the last is GELU where the arch has ReLU, and the arch's own where it has another
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "gelu-for-relu"]
 Tta = Literal["none", "flip", "flip-shift"]
 
 

@@ -73,6 +73,12 @@ class Run:
         """Train from the beginning, in the folder ``path``."""
         # Found out before anything slow: a wrong name, and a place that cannot be written.
         weights = load_weights(init_from, path.parent) if init_from else None
+        activation = self.recipe.arch_spec().activation
+        if weights is not None and weights.activation != activation:
+            self.listener.on_notice(
+                f"the weights of run {weights.run} were trained with {weights.activation}, and this network has "
+                f"{activation}; --set activation={weights.activation} trains them on as they were"
+            )
         check_writable(path.parent)
         began_from = self.recipe.reported.began_from if self.recipe.reported else None
         if began_from and weights is None:

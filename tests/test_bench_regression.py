@@ -212,7 +212,7 @@ def test_a_part_of_each_kind_is_really_measured(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     parts = ["test_loader[numba]", "test_augment[fast]", "test_step[resnet8]", "test_evaluate", "test_save"]
     if team_obstacle() is None:
-        parts += ["test_kernel[norm]", "test_generated_step[fastresnet8-winograd]"]
+        parts += ["test_kernel[norm-gelu]", "test_generated_step[fastresnet8-winograd]"]
     of_a_gpu = [] if torch.cuda.is_available() else ["test_graph_step[resnet8]"]
     found = run_benchmarks([*parts, *of_a_gpu])
     assert set(found.ratios) == set(parts) and all(ratio > 0 for ratio in found.ratios.values())

@@ -120,6 +120,20 @@ def test_a_run_of_another_network_or_machine_is_one_line(
     assert code == 0 and "epoch 3/3" in out
 
 
+def test_weights_go_on_in_the_network_they_were_trained_in(
+    fastresnet: Command, stopped: Path, data: Path
+) -> None:
+    """``fast`` changes an arch's activation, which no tensor's shape tells."""
+    own = ("--batch-size", "16", "--epochs", "1", "--threads", "1", "--device", "cpu", "--data", str(data))
+    code, out, _ = fastresnet(
+        "train", *own, "--arch", ARCH, "--set", "activation=none", "--init-from", "last"
+    )
+    assert code == 0 and f"note: the weights of run {stopped.name} were trained with gelu" in out
+    assert "this network has relu; --set activation=gelu trains them on as they were" in out
+    code, out, _ = fastresnet("train", *own, "--init-from", "last")  # that one's arch, which has ReLU
+    assert code == 0 and f"arch     {ARCH}: " in out and "were trained with" not in out
+
+
 def test_data_that_changed_is_one_line(
     fastresnet: Command, stopped: Path, data: Path, tmp_path: Path
 ) -> None:

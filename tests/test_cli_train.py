@@ -28,7 +28,7 @@ def test_a_training_tells_what_it_is_and_what_came_of_it(fastresnet: Command, da
     lines = out.splitlines()
     run = only_run(here / "runs")
     result = json.loads((run / "result.json").read_text())
-    assert lines[0].startswith(f"arch     {ARCH}: 1,391 parameters, ")
+    assert lines[0].startswith(f"arch     {ARCH} with gelu for relu: 1,391 parameters, ")
     assert lines[1] == f"data     tiny: 100 train, {TINY_TEST} test, 3 classes, 8x8"
     assert (
         lines[2]

@@ -41,7 +41,7 @@ def test_what_the_page_says_in_words() -> None:
     optimizer = recipe.optimizer
     assert isinstance(optimizer, Muon) and optimizer.normalise_filters
     assert (optimizer.lr, optimizer.other_lr, optimizer.weight_decay) == (0.06, 0.3, 0.0)
-    assert recipe.activation == "gelu"
+    assert recipe.activation == "gelu-for-relu"
     assert math.degrees(math.atan(optimizer.lr)) == pytest.approx(3.4, abs=0.05)
     assert recipe.ema is not None and (recipe.ema.decay, recipe.ema.every, recipe.ema.ramp) == (0.99, 5, True)
 

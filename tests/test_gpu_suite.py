@@ -76,6 +76,7 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+    (folder / ".page.md.1.tmp").write_text("half")  # as it is where it was killed while it wrote
     kept = read(folder, "kernels.json")["cases"]
     assert 3 <= len(kept) < 12 and list(read(folder, "suite.json")["stages"]) == ["tests/one"]
 

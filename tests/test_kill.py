@@ -187,7 +187,7 @@ def test_a_terminal_shows_progress_and_ctrl_c_ends_it_cleanly(data: Path, tmp_pa
     live = before.rsplit("\r\x1b[K", 1)[-1]
     assert re.fullmatch(r"epoch 1/100000  step 1/6  [\d,]+ img/s  [\d. a-z]+ left", live), live
     lines = screen_lines(before + terminal.read("  lr "))
-    assert any(re.search(rf"(^|\x1b\[2K)arch     {ARCH}: ", line) for line in lines)
+    assert any(re.search(rf"(^|\x1b\[2K)arch     {ARCH} with gelu for relu: ", line) for line in lines)
     assert any(
         re.match(r"epoch +1/100000  loss \d\.\d{4}  train 0\.\d{4}  test 0\.\d{4}  lr ", line)
         for line in lines

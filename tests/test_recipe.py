@@ -78,6 +78,8 @@ def test_arch_takes_the_recipes_activation() -> None:
     assert spec.activation == "silu"
     assert FAST.arch_spec().activation == "gelu"
     assert FAST.with_overrides({"activation": "none"}).arch_spec().activation == "relu"  # the arch's own
+    for own in ("leaky_relu", "gelu", "silu"):
+        assert FAST.with_overrides({"arch": f"n2-b1-c4-{own}"}).arch_spec().activation == own
 
 
 @given(

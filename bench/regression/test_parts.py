@@ -96,15 +96,16 @@ def test_augment(name: str, data: Data, machine: Machine, timed: Timed) -> None:
     timed(lambda: augment(batch.images, batch.indices, machine.amp_dtype, train=True))
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("added", ["none", "plain", "norm"])
-def test_kernel(added: str, machine: Machine, timed: Timed) -> None:
+def test_kernel(added: str, activation: str, machine: Machine, timed: Timed) -> None:
     """A fused norm, forward and backward, at resnet24's largest map: Triton's, or on a CPU LLVM's."""
     kernels, batch_size = ("llvm", 32) if machine.device.type == "cpu" else ("triton", 512)
     obstacle = kernels_obstacle(kernels, machine.device)
     if obstacle is not None:
         pytest.skip(obstacle)
     case = Case(
-        batch_size=batch_size, channels=64, side=32, added=added, activation="relu", dtype=machine.amp_dtype  # type: ignore[arg-type]
+        batch_size=batch_size, channels=64, side=32, added=added, activation=activation, dtype=machine.amp_dtype  # type: ignore[arg-type]
     )  # fmt: skip
     timed(Subject(case, kernels, machine.device).both)
 

@@ -9,13 +9,19 @@ import typer
 
 from fastresnet.cli.options import ContinuedOut, Device, Insert, Minutes, Show
 from fastresnet.cli.page_showing import show_page
-from fastresnet.cli.typed import listed_archs
+from fastresnet.cli.typed import listed_archs, listed_names
 
 
 def kernels(
     arch: Annotated[
         str, typer.Option(help="Whose norms are measured: names or slugs, with commas between them.")
     ] = "resnet24",
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of relu, leaky_relu, gelu, silu, with commas between them [default: the arch's own]."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step [default: 512; on a CPU 32].", min=1)
     ] = None,
@@ -65,9 +71,11 @@ def kernels(
         path = out or default_record_path("kernels")
         check_out(path, ".md", ".png")
         check_insert("bench kernels", *insert or ())
-        cases = [
-            case for name in listed_archs("--arch", arch) for case in cases_of(get_arch(name), size, dtype)
-        ]
+        specs = [get_arch(name) for name in listed_archs("--arch", arch)]
+        if activation is not None:
+            names = listed_names("--activation", activation, "activation", "gelu")
+            specs = [spec.replace(activation=name) for spec in specs for name in names]
+        cases = [case for spec in specs for case in cases_of(spec, size, dtype)]
         record = bench_kernels(
             list(dict.fromkeys(cases)),
             device_wanted=device,

@@ -192,13 +192,14 @@ def train(
 
 
 def _default_arch(device: str, init_from: str | None, runs_dir: Path) -> dict[str, Any]:
-    """Return the arch of the run whose weights are taken, else an arch and epochs that suit the device."""
+    """Return the network of the run whose weights are taken, else an arch and epochs that suit the device."""
     from fastresnet.engine.machine import has_fast_bf16, resolve_device
 
     if init_from is not None:
         from fastresnet.inference import load_weights
 
-        return {"arch": load_weights(init_from, runs_dir).arch}
+        weights = load_weights(init_from, runs_dir)
+        return {"arch": weights.arch, "activation": weights.activation}
     where = resolve_device(device)
     if where.type == "cuda":
         return {"arch": "resnet24", "epochs": 16}

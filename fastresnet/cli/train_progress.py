@@ -102,8 +102,10 @@ class TrainProgress(Listener):
     def on_start(self, info: RunInfo) -> None:
         self.info = info
         recipe, config, data = info.recipe, info.config, info.dataset
+        own = get_arch(recipe.arch).activation
+        changed = f" with {info.spec.activation} for {own}" if info.spec.activation != own else ""
         self._print(
-            f"arch     {recipe.arch}: {info.num_params:,} parameters, {info.multiply_adds:,} multiply-adds"
+            f"arch     {recipe.arch}{changed}: {info.num_params:,} parameters, {info.multiply_adds:,} multiply-adds"
         )
         val = f", {data['num_val']:,} val" if "num_val" in data else ""
         self._print(
