@@ -33,8 +33,8 @@ def ask(record: dict[str, Any], row: Row, seeds: Sequence[int]) -> None:
     nothing: dict[str, Any] = {"seeds": []}
     earlier = next((each for each in found if Row(**each["row"]) == row), nothing)
     seen = {run["seed"] for run in runs_of(record, row)}
-    turns = {block_of(seed) for seed in earlier["seeds"]}
-    more = [seed for seed in seeds if seed not in {*earlier["seeds"], *seen} and block_of(seed) in turns]
+    turns, known = {block_of(seed) for seed in earlier["seeds"]}, {*earlier["seeds"], *seen}
+    more = [seed for seed in seeds if seed not in known and block_of(seed) in turns]
     added_after = [*earlier.get("added_after", []), *([len(seen)] if seen and more else [])]
     now = {"row": asdict(row), "seeds": list(seeds)} | ({"added_after": added_after} if added_after else {})
     record["asked"] = [*(each for each in found if Row(**each["row"]) != row), now]

@@ -111,3 +111,17 @@ def test_what_the_texts_say_that_resnet8_reaches() -> None:
         record = json.loads((RECORDS / f"ablation-fast-{epochs}-resnet8-j75-cpu.json").read_bytes())
         base = [run for run in record["runs"] if run["row"]["name"] == "resnet8, base"]
         assert f"{statistics.fmean(run['accuracy_without_tta'] for run in base):.4f} after {epochs}" in text
+
+
+def test_what_the_page_says_of_r0s_own_recipe() -> None:
+    record = json.loads((RECORDS / "time-to-fast-15-r0-30-resnet8-j75-cpu.json").read_bytes())
+    ours, theirs = sorted(standings(record), key=lambda line: line.row.recipe or "")
+    assert (ours.row.recipe, ours.row.epochs, theirs.row.epochs) == ("fast", 15, 30)
+    assert theirs.row.recipe == "r0-resnet24-as-run" and theirs.runs >= 2
+    (found,) = compare(record, theirs.row)
+    assert found.difference is not None and found.difference_half is not None
+    assert found.difference > found.difference_half
+    text = " ".join(PAGE.split())
+    assert f"and {ours.accuracy:.4f} after 15" in text
+    assert f"brings resnet8 to {theirs.accuracy:.4f} in 30 epochs" in text
+    assert f"end {100 * found.difference:.2f} ± {100 * found.difference_half:.2f} points above" in text
