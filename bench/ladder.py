@@ -44,7 +44,7 @@ WHOLE = {
     "step": "our step, DataLoader",
     "convs": "our step and convolutions, DataLoader",
     "graphs": "our step, convolutions and CUDA graphs, DataLoader",
-    OURS: "fastresnet train, the arch's own activation",
+    OURS: "fastresnet train",
 }
 
 Options = Mapping[str, str]

@@ -50,7 +50,7 @@ def test_safetensors_hold_the_weights_and_what_is_needed_to_use_them(
     model = build_model(network.spec, 3, 8).eval()
     model.load_state_dict(tensors)
     assert tuple(json.loads(about["class_names"])) == CLASSES
-    assert (about["arch"], about["image_size"], about["run"]) == ("n2-b1-c4", "8", network.run)
+    assert (about["arch"], about["image_size"], about["run"]) == ("n2-b1-c4-gelu", "8", network.run)
     mean, std = (torch.tensor(json.loads(about[key])).view(1, 3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
         found = model((images(5) - mean) / std)
@@ -76,7 +76,7 @@ def test_onnx_runs_elsewhere(network: Network, tmp_path: Path, size: int) -> Non
     (found,) = session.run(["logits"], {"images": images(size).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), logits(network, size), rtol=1e-4, atol=1e-5)
     about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["class_names"]) == list(CLASSES) and about["arch"] == "n2-b1-c4"
+    assert json.loads(about["class_names"]) == list(CLASSES) and about["arch"] == "n2-b1-c4-gelu"
 
 
 def test_a_network_that_came_out_wrong_is_not_written(
@@ -139,7 +139,7 @@ def test_the_command_names_the_file_and_says_what_it_takes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shown = typed("export", f"{family.parent}:best", "--to", "torch-export")
-    name = f"n2-b1-c4-{family.parent.name.rsplit('-', 1)[-1]}.pt2"
+    name = f"n2-b1-c4-gelu-{family.parent.name.rsplit('-', 1)[-1]}.pt2"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
     for part in (
         name,

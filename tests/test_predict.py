@@ -63,7 +63,7 @@ def test_what_is_loaded_is_described(family: Family) -> None:
     assert (network.run, network.weights) == (family.parent.name, "best")
     assert network.class_names == CLASSES and network.image_size == 8
     assert network.dataset == "tiny" and not network.is_builtin
-    assert network.spec.slug == "n2-b1-c4"
+    assert network.spec.slug == "n2-b1-c4-gelu"
     assert not network.module.training
     assert not any(weight.requires_grad for weight in network.module.parameters())
 
