@@ -9,7 +9,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.ablation import Line, Table, cost_of, expected_by_chance, tables
-from fastresnet.bench.board_page import added_note, commits_note, missing_notes, packing_notes
+from fastresnet.bench.board_notes import changed_note, commits_note, missing_notes, packing_notes
 from fastresnet.bench.factors import BASE
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.words import counted
@@ -71,7 +71,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"about {expected_by_chance(judged):.1f} would be said to help or hurt if none did either. What is chosen by "
         "such a table is confirmed by fresh seeds (--first-seed) or at another length.",
     ]
-    lines += added_note(record)
+    lines += changed_note(record)
     lines += _pairs_notes(found)
     for label, reason in record.get("left_out", {}).items():
         lines += ["", f"Left out: {label} ({reason})."]

@@ -27,23 +27,30 @@ def enter(record: dict[str, Any], row: Row) -> None:
 def ask(record: dict[str, Any], row: Row, seeds: Sequence[int]) -> None:
     """Have the record say which runs of a row were asked for last, which a later command for others keeps.
 
-    Where they are more of the same turns than had been asked for, and some were seen by then, it says after how many.
+    Of each turns it holds those that were planned: asked for before any of them was seen. Where others are asked for
+    once some have been seen, more or fewer, it says after how many, until those are asked for that were planned.
     """
     found = record.get("asked", ())
-    nothing: dict[str, Any] = {"seeds": []}
-    earlier = next((each for each in found if Row(**each["row"]) == row), nothing)
+    earlier: dict[str, Any] = next((each for each in found if Row(**each["row"]) == row), {"seeds": []})
     seen = {run["seed"] for run in runs_of(record, row)}
-    turns, known = {block_of(seed) for seed in earlier["seeds"]}, {*earlier["seeds"], *seen}
-    more = [seed for seed in seeds if seed not in known and block_of(seed) in turns]
-    added_after = [*earlier.get("added_after", []), *([len(seen)] if seen and more else [])]
-    now = {"row": asdict(row), "seeds": list(seeds)} | ({"added_after": added_after} if added_after else {})
+    turns = {block_of(seed) for seed in seen}
+    settled = [seed for seed in earlier.get("planned", earlier["seeds"]) if block_of(seed) in turns]
+    begun = {block_of(seed) for seed in settled}
+    planned = sorted({*settled, *(seed for seed in (*seeds, *seen) if block_of(seed) not in begun)})
+    will_be = seen.union(seeds)
+    changed_after = earlier.get("changed_after", []) if will_be != set(planned) else []
+    if will_be not in (set(planned), seen.union(earlier["seeds"])):
+        changed_after = [*changed_after, len(seen)]
+    now = {"row": asdict(row), "seeds": list(seeds), "planned": planned}
+    now |= {"changed_after": changed_after} if changed_after else {}
     record["asked"] = [*(each for each in found if Row(**each["row"]) != row), now]
 
 
-def added(record: dict[str, Any]) -> dict[Row, list[int]]:
-    """Return the rows that were given more runs once some had been seen, and after how many, each time."""
-    told = {Row(**each["row"]): each.get("added_after", []) for each in record.get("asked", ())}
-    return {row: after for row, after in told.items() if after}
+def changed(record: dict[str, Any]) -> dict[Row, tuple[int, list[int]]]:
+    """Return the rows whose number of runs was changed once some had been seen: how many were planned, and after
+    how many seen it was changed, each time."""
+    told = {Row(**each["row"]): each for each in record.get("asked", ()) if each.get("changed_after")}
+    return {row: (len(each["planned"]), each["changed_after"]) for row, each in told.items()}
 
 
 def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:

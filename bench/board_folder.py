@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -40,5 +41,10 @@ def own_runs_dir(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise explain_os_error(error, f"cannot use {error.filename or lock}") from error
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        shutil.rmtree(folder / "runs", ignore_errors=True)  # of a process that was killed
+        # Of a process that was killed.
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+        for suffix in (place.suffix, ".md", ".png"):
+            half_written = place.with_suffix(suffix).name
+            for temporary in place.parent.glob(f".{glob.escape(half_written)}.*.tmp"):
+                temporary.unlink(missing_ok=True)
         yield folder / "runs"

@@ -1,26 +1,25 @@
-"""A time-to-accuracy record as a Markdown board and a plot."""
+"""A time-to-accuracy record as a Markdown board."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from fastresnet.atomic import write_atomic
-from fastresnet.bench.asked import added
-from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings, tries
+from fastresnet.bench.asked import changed
+from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings
+from fastresnet.bench.board_notes import (
+    changed_note,
+    commits_note,
+    missing_notes,
+    packing_notes,
+    same_note,
+    tries_note,
+)
+from fastresnet.bench.board_plot import draw
 from fastresnet.bench.comparison import Ratio, compare, find_row
 from fastresnet.bench.record import commands_told, write_record
-from fastresnet.report.palette import LIGHT
 from fastresnet.words import counted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MARKS = {
     "reaches": "yes",
@@ -29,8 +28,6 @@ MARKS = {
     "below": "no",
     "unmeasured": "unmeasured",
 }
-# Of rows that were alone, and of those that were at once; there are more rows than colours.
-MARKERS = {"-": "o^v<>", ":": "sDXPp"}
 
 
 def write_board(record: dict[str, Any], path: Path) -> None:
@@ -68,8 +65,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         "Fixed budget: the schedule's epochs and its final evaluation. It reaches the target where the one-sided 95% "
         "lower bound of the mean accuracy does: of each row by itself, with a number of runs that was fixed "
-        f"beforehand{', but for those told below' if added(record) else ''}. Seconds are means with 95% intervals. On "
-        "the clock: moving the data to the device, initialisation from data, every draw and step, the final "
+        f"beforehand{', but for those told below' if changed(record) else ''}. Seconds are means with 95% intervals. "
+        "On the clock: moving the data to the device, initialisation from data, every draw and step, the final "
         "evaluation. Off it: imports, packing, building, compiling and the warm-up, evaluations between epochs.",
         "",
         f"\\* First crossing: the clock when an evaluation after every {'epoch' if every == 1 else f'{every} epochs'} "
@@ -98,8 +95,9 @@ def to_markdown(record: dict[str, Any]) -> str:
             "each run, so it errs more often than once in twenty; fresh seeds may refute a schedule that it found, but "
             "bring back none that it passed over.",
         ]
-    lines += _tries_note(record)
-    lines += added_note(record)
+    lines += tries_note(record)
+    lines += changed_note(record)
+    lines += same_note(record)
     obstacle = record.get("energy")
     if not energy and obstacle not in (None, ENERGY):  # where it could be read, no run has told any yet
         lines += ["", f"No energy was read: {obstacle}."]
@@ -110,72 +108,6 @@ def to_markdown(record: dict[str, Any]) -> str:
     lines += commits_note(record)
     lines += missing_notes(record)
     return "\n".join(lines) + "\n"
-
-
-def added_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells which rows were given more runs once some had been seen, where there are such."""
-    told = [f"{row.label} (after {' and '.join(map(str, after))})" for row, after in added(record).items()]
-    if not told:
-        return []
-    return [
-        "",
-        "More runs than were asked for at first, added when others had been seen, so that bounds and intervals err "
-        f"more often than they say: {'; '.join(told)}.",
-    ]
-
-
-def commits_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells the commits of the runs, where there are runs."""
-    commits = list(dict.fromkeys(str(run["git"]) for run in record["runs"]))
-    told = [commit.replace("-dirty", " with changes") for commit in commits]
-    if not told:
-        return []
-    return [
-        "",
-        f"Its runs are of {'several commits' if len(told) > 1 else 'the commit'}: {', '.join(told)}; recipes, networks "
-        "and lists of factors may have changed since.",
-    ]
-
-
-def missing_notes(record: dict[str, Any]) -> list[str]:
-    """Return the paragraphs that tell which rows failed, and why, and of which runs are missing."""
-    lines = []
-    for label, reason in record.get("failed", {}).items():
-        lines += ["", f"Failed when last tried: {label}, {reason.rstrip('.')}."]
-    if record["not_measured"]:
-        lines += ["", f"Runs are still missing of: {'; '.join(record['not_measured'])}."]
-    return lines
-
-
-def packing_notes(record: dict[str, Any]) -> list[str]:
-    """Return the paragraphs that tell what was run at once, what its seconds are, and why."""
-    lines = []
-    most = max((row.get("at_once", 1) for row in record["rows"]), default=1)
-    if most > 1:
-        lines = [
-            "",
-            f"Rows of up to {most} at once are throughput, not latency: each run's clock is its own process's while "
-            "others train beside it on the same device, each with its share of the CPU threads. A board's first and "
-            "last runs may have had fewer beside them. They are never averaged with those of rows of one at a time.",
-        ]
-    if record.get("at_once"):
-        lines += ["", f"At once or not, by measurement: {'; '.join(map(in_words, record['at_once']))}."]
-    return lines
-
-
-def _tries_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells what searches tried, where there were some."""
-    told = []
-    found = tries(record)
-    labels = labels_of(found)
-    for row, runs in found.items():
-        mean = statistics.fmean(run["accuracy"] for run in runs)
-        told.append(f"{labels[row]}: {mean:.4f} ({counted(len(runs), 'run')})")
-    return (
-        ["", f"Tried by search, mean accuracy of runs on seeds of their own: {'; '.join(told)}."]
-        if told
-        else []
-    )
 
 
 def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: bool) -> str:
@@ -270,75 +202,3 @@ def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio.mean:.3f}" + ("" if ratio.low is None else f" ({ratio.low:.3f} to {ratio.high:.3f})")
-
-
-def draw(record: dict[str, Any]) -> bytes:
-    """Return :func:`figure_of` the record as a PNG, whose comment is :func:`drawn_runs`."""
-    buffer = io.BytesIO()
-    figure_of(record).savefig(buffer, format="png", dpi=110, metadata={"Comment": drawn_runs(record)})
-    return buffer.getvalue()
-
-
-def drawn_runs(record: dict[str, Any]) -> str:
-    """Return which runs a picture is of, in words: what ties it to its record."""
-    return f"runs {hashlib.sha256(json.dumps(record['runs'], sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def figure_of(record: dict[str, Any]) -> Figure:
-    """Return a figure: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
-
-    Runs that were at once are dotted and end in an angular marker, as their seconds are no latency. A search's tries
-    end in a hollow one, of the colour of their own length's row, else of the row found, grey while there is none.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    colours = [value for key, value in LIGHT.items() if key.startswith("series")]
-    target = record["settings"]["target"]
-    rows = [line.row for line in standings(record)]
-    of_row = {row: colours[place % len(colours)] for place, row in enumerate(rows)}
-    last_found = {each["name"]: of_row.get(Row(**each)) for each in record.get("found", ())}
-    for row, runs in tries(record).items():
-        colour = of_row.get(row) or last_found.get(row.name) or LIGHT["muted"]
-        _draw_runs(axes, runs, colour, "-", "o", label=None, fill="none")
-    for place, (row, label) in enumerate(labels_of(rows).items()):
-        dashes = ":" if row.at_once > 1 else "-"
-        marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
-        label += " (throughput)" if row.at_once > 1 else ""
-        _draw_runs(axes, runs_of(record, row), of_row[row], dashes, marker, label)
-    if tries(record):
-        axes.plot([], [], "o", color=LIGHT["muted"], markersize=4, fillstyle="none", label="tried by search")
-    axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
-    accuracies = [target, *(run["accuracy"] for run in record["runs"])]
-    # the last approach to the target is what tells rows apart
-    axes.set_ylim(max(0.0, min(accuracies) - 0.1), min(1.0, max(accuracies) + 0.02))
-    axes.set_xlabel("seconds on the clock")
-    axes.set_ylabel(f"test accuracy on {record['settings']['dataset']}")
-    axes.set_title(f"every run; {record['environment']['device_name']}")
-    axes.grid(color=LIGHT["grid"])
-    if record["runs"]:
-        axes.legend(fontsize="small", loc="lower right")
-    else:
-        axes.text(0.5, 0.5, "no runs yet", transform=axes.transAxes, ha="center", color=LIGHT["muted"])
-    return figure
-
-
-def _draw_runs(
-    axes: Axes,
-    runs: list[dict[str, Any]],
-    colour: str,
-    dashes: str,
-    marker: str,
-    label: str | None,
-    *,
-    fill: Literal["full", "none"] = "full",
-) -> None:
-    """Draw each run's curve and where it ended; the first carries the ``label`` of all."""
-    for run in runs:
-        curve = run.get("curve", [])
-        seconds, accuracies = [point[0] for point in curve], [point[1] for point in curve]
-        axes.plot(seconds, accuracies, color=colour, alpha=0.5, linewidth=0.9, linestyle=dashes)
-        end = run["seconds"], run["accuracy"]
-        axes.plot(*end, marker, color=colour, markersize=4, fillstyle=fill, label=label)
-        label = None

@@ -109,11 +109,12 @@ def test_what_was_chosen_is_confirmed_by_fresh_seeds(factors: Path, data: Path, 
     first = bench(*own, "--runs", "2")
     assert first.exit_code == 0, first.output
     assert [run["seed"] for run in json.loads(out.read_text())["runs"]] == [7, 7, 8, 8]
-    assert "added when others had been seen" not in first.stdout
+    assert "was changed once some had been seen" not in first.stdout
     more = bench(*own, "--runs", "3")  # until it helps
     assert more.exit_code == 0, more.output
     assert [run["seed"] for run in json.loads(out.read_text())["runs"]][4:] == [9, 9]
-    assert "added when others had been seen" in more.stdout and more.stdout.count("(after 2)") == 2
+    assert "was changed once some had been seen" in more.stdout
+    assert more.stdout.count("(2 planned, changed after 2)") == 2
 
 
 def test_what_confirms_is_by_itself_no_part_of_what_chose(

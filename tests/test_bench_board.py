@@ -7,7 +7,8 @@ from typing import Any
 from board_records import record_of, row, run_of
 
 from fastresnet.bench.board import ENERGY, labels_of, runs_of, standings, summarise, verdict_of
-from fastresnet.bench.board_page import draw, figure_of, to_markdown
+from fastresnet.bench.board_page import to_markdown
+from fastresnet.bench.board_plot import draw, figure_of
 from fastresnet.bench.comparison import find_row
 
 

@@ -24,7 +24,8 @@ from typed_commands import Command
 from fastresnet.bench import at_once
 from fastresnet.bench.at_once import decided, found_in, in_words, shared
 from fastresnet.bench.board import Row, standings
-from fastresnet.bench.board_page import draw, to_markdown
+from fastresnet.bench.board_page import to_markdown
+from fastresnet.bench.board_plot import draw
 from fastresnet.bench.trainers import Trainer
 from fastresnet.engine.warmup import KEEP_RATIO
 from fastresnet.recipe import Recipe

@@ -330,3 +330,16 @@ def test_two_rows_take_turns_though_others_ran_between() -> None:
     later = [*runs[:2], {**runs[2], "started": "2026-01-01T00:09:00+00:00"}]
     rounds = {each.row.name: each.rounds for each in compare(record_of(later, rows), theirs)}
     assert rounds == {"ours": 0, "between": 1}
+
+
+def test_a_peer_that_ends_alike_every_time_is_told(data: Path, tmp_path: Path) -> None:
+    """A command without its seed is one measurement repeated: its interval was of no width, and its verdict sure."""
+    line = '{"accuracy": 0.95, "seconds": 1.5, "clock": "all"}'
+    own = (*TINY, "--epochs", "1", "--data", data, "--out", tmp_path / "board.json", "--runs", "2")
+    done = bench(
+        *own, "--peer", f"same=echo '{line}'", "--peer", f"other=echo '{line.replace('5,', '{seed},', 1)}'"
+    )
+    assert done.exit_code == 0, done.output
+    assert "note: --peer same has no {seed}: its runs should differ by themselves" in done.output
+    assert "--peer other has no" not in done.output
+    assert "All runs of same ended with one accuracy. Unless each drew otherwise" in done.stdout

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_records import TINY, bench, read
+from board_records import TINY, bench, read, record_of, refusal, row, run_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastresnet.arch import get_arch
 from fastresnet.assembly import open_data
 from fastresnet.bench import board_run
+from fastresnet.bench.asked import ask, asked_seeds, changed
 from fastresnet.bench.board import Row
 from fastresnet.cli.bench_time_to import contestants
 from fastresnet.engine.listener import Listener
@@ -120,3 +123,75 @@ def test_a_search_that_an_earlier_command_left_is_still_missing(
     assert missing.endswith(", 3 epochs")
     plain = bench(*own, *TINY[:2], "--epochs", "2", "--runs", "2", "--minutes", "0")  # not searched any more
     assert plain.exit_code == 0 and read(out)["sought"] == {}
+
+
+def test_a_label_tells_what_a_change_changes() -> None:
+    """`--set activation=none` leaves ReLU in `fast`, and a network of its own GELU."""
+    changes = {"activation": "none", "tta": "none", "resize": "[]"}
+    ours, plain = contestants("fastest,resnet8", "fast", None, changes, [])
+    assert (ours.changes, plain.changes) == ("resize=[]", "activation=none")
+
+
+def test_a_change_that_one_row_cannot_have_is_refused_by_its_name(data: Path, tmp_path: Path) -> None:
+    """It read as if no recipe had the key."""
+    own = ("--data", data, "--target", "0.5", "--out", tmp_path / "a.json", "--archs", "resnet8,fastest")
+    wrong = refusal(bench(*own, "--set", "optimizer.other_lr=0.4"))
+    assert wrong.startswith("fastest, by the recipe fastest: unknown key 'optimizer.other_lr'")
+    wrong = refusal(bench(*own, "--set", "batch_size=16"))
+    assert wrong.startswith("fastest, by the recipe fastest: resize.0.size is 24; it must be below")
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([(3, 3)], None),
+        ([(3, 3), (5, 5)], (3, [3])),
+        ([(10, 3), (3, 3)], (10, [3])),  # until the bound was passed: as bad as runs that are added
+        ([(10, 3), (3, 3), (10, 10)], None),  # stopped, and done to the end after all
+        ([(10, 0), (3, 3)], None),  # nothing had been seen
+        ([(10, 10), (3, 10)], None),  # all of those that were planned count
+        ([(2, 2), (3, 3), (4, 4)], (2, [2, 3])),
+        ([(2, 2), (4, 3), (3, 3)], (2, [2, 3])),
+    ],
+)
+def test_a_number_of_runs_that_was_changed_when_some_were_seen_is_told(
+    steps: list[tuple[int, int]], told: tuple[int, list[int]] | None
+) -> None:
+    """Each step asks for so many runs, and so many have been done when the next command comes."""
+    one = row("a")
+    record = record_of([], [one])
+    for wanted, done in steps:
+        for _ in range(2):  # each run that is kept asks again
+            ask(record, one, range(wanted))
+        record["runs"] = [run_of(one, seed, 0.9, 1.0) for seed in range(done)]
+        ask(record, one, range(wanted))
+    assert changed(record).get(one) == told and asked_seeds(record, one) == [*range(steps[-1][0])]
+
+
+def test_a_row_may_have_turns_of_several_times() -> None:
+    """Seeds from 1,000 on are turns beside a row that came late, planned by themselves."""
+    one = row("a")
+    record = record_of([run_of(one, seed, 0.9, 1.0) for seed in range(3)], [one])
+    ask(record, one, range(3))
+    ask(record, one, [*range(3), *range(1000, 1003)])
+    assert not changed(record)
+    record["runs"].append(run_of(one, 1000, 0.9, 1.0))
+    ask(record, one, [*range(3), 1000, 1001])
+    assert changed(record) == {one: (6, [4])}
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=5))
+def test_no_change_is_told_exactly_where_what_was_planned_is_what_counts(
+    steps: list[tuple[int, int]],
+) -> None:
+    one = row("a")
+    record = record_of([], [one])
+    planned: set[int] = set()
+    for wanted, more in steps:
+        seen = {run["seed"] for run in record["runs"]}
+        planned = planned if seen else set(range(wanted))
+        ask(record, one, range(wanted))
+        waiting = [seed for seed in range(wanted) if seed not in seen][:more]
+        record["runs"] += [run_of(one, seed, 0.9, 1.0) for seed in waiting]
+    will_be = {run["seed"] for run in record["runs"]} | set(range(steps[-1][0]))
+    assert (one in changed(record)) == (will_be != planned)

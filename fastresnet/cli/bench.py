@@ -10,7 +10,7 @@ import typer
 
 from fastresnet.cli import bench_ablation, bench_kernels, bench_throughput, bench_time_to
 from fastresnet.cli.options import Data, Device, Insert, Show, SweepsDir
-from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.page_showing import check_beside_show, show_page
 from fastresnet.cli.typed import listed_counts
 from fastresnet.signals import Stopped
 
@@ -23,6 +23,7 @@ app.command("time-to", short_help="Measure how fast an accuracy is reached.")(be
 
 @app.command("loaders", short_help="Measure every way of loading images.")
 def loaders(
+    context: typer.Context,
     data: Data = None,
     workers: Annotated[
         str | None,
@@ -53,6 +54,7 @@ def loaders(
     from fastresnet.cli.progress import shown_progress
 
     if show is not None:
+        check_beside_show(context)
         record = read_record(show, "loaders", markdown)
     else:
         from fastresnet.bench.loader_rows import WORKERS, Plan
@@ -92,6 +94,7 @@ def loaders(
 
 @app.command("sweep", short_help="Make a record of a finished sweep.")
 def sweep(
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A finished sweep: its name or its folder.")
     ] = None,
@@ -116,6 +119,7 @@ def sweep(
     if (name is None) == (show is None):
         raise UserError("give either a sweep, as in `fastresnet bench sweep r1-c`, or --show RECORD")
     if show is not None:
+        check_beside_show(context)
         record = read_record(show, "sweep", markdown)
     else:
         record = make_sweep_record(str(name), sweeps_dir)

@@ -30,7 +30,7 @@ from fastresnet.cli.options import (
     Show,
     Threads,
 )
-from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.page_showing import check_beside_show, show_page
 from fastresnet.cli.typed import assigned, listed_archs, listed_names
 from fastresnet.errors import UserError
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 def ablation(
+    context: typer.Context,
     factors: Annotated[
         str, typer.Argument(metavar="FACTORS", help="A packaged list of factors, or a TOML file of your own.")
     ] = "fast",
@@ -81,12 +82,15 @@ def ablation(
 ) -> None:
     """Judge changes to a recipe, one factor at a time, by runs with the same seeds as the base's."""
     from fastresnet.bench.ablation_page import to_markdown
+    from fastresnet.bench.board_form import check_board
     from fastresnet.bench.factors import Factors
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
     from fastresnet.recipe import load_recipe
 
     if show is not None:
+        check_beside_show(context)
         record = read_record(show, "ablation", to_markdown)
+        check_board(show, record)
         show_page(to_markdown(record), mark_of("ablation", show), insert)
     else:
         started = time.monotonic()

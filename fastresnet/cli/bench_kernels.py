@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli.options import ContinuedOut, Device, Insert, Minutes, Show
-from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.page_showing import check_beside_show, show_page
 from fastresnet.cli.typed import listed_archs, listed_names
 
 
 def kernels(
+    context: typer.Context,
     arch: Annotated[
         str, typer.Option(help="Whose norms are measured: names or slugs, with commas between them.")
     ] = "resnet24",
@@ -54,6 +55,7 @@ def kernels(
     from fastresnet.kernels.norm_act import TRITON_KERNELS
 
     if show is not None:
+        check_beside_show(context)
         record = read_record(show, "kernels", to_markdown)
     else:
         if amp not in ("auto", *AMP_DTYPES):

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from fastresnet.cli.options import Amp, ContinuedOut, Data, Device, Insert, Minutes, Show
-from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.page_showing import check_beside_show, show_page
 from fastresnet.cli.typed import listed_archs, listed_counts, listed_names, named_as_typed
 
 
 def throughput(
+    context: typer.Context,
     arch: Annotated[str, typer.Option(help="Names or slugs, with commas between them.")] = "resnet24",
     batch_size: Annotated[str, typer.Option(help="Images a step; several with commas.")] = "128",
     rounds: Annotated[int, typer.Option(help="How often each row is timed, in turn.", min=1)] = 5,
@@ -53,6 +54,7 @@ def throughput(
     from fastresnet.run import RunConfig
 
     if show is not None:
+        check_beside_show(context)
         record = read_record(show, "throughput", to_markdown)
     else:
         started = time.monotonic()

@@ -31,7 +31,7 @@ from fastresnet.cli.options import (
     Show,
     Threads,
 )
-from fastresnet.cli.page_showing import show_page
+from fastresnet.cli.page_showing import check_beside_show, show_page
 from fastresnet.cli.typed import assigned, listed, listed_counts
 from fastresnet.errors import UserError, did_you_mean
 
@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from fastresnet.bench.board import Row
     from fastresnet.bench.contestants import Contestant
     from fastresnet.bench.time_to_accuracy import Board
+    from fastresnet.recipe import Recipe
 
 BOARDS = Path("bench-results")
 
 
 def time_to(
+    context: typer.Context,
     target: Annotated[
         float | None, typer.Option(help="The test accuracy to reach [default: 0.94 on CIFAR-10].")
     ] = None,
@@ -107,7 +109,9 @@ def time_to(
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
     from fastresnet.bench.board import check_target
+    from fastresnet.bench.board_form import check_board
     from fastresnet.bench.board_page import to_markdown
+    from fastresnet.bench.peers import SEED
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
 
     if plot is not None:
@@ -115,7 +119,9 @@ def time_to(
             raise UserError(f"--plot is {plot}; give the name of a file that ends in .png")
         check_out(plot)
     if show is not None:
+        check_beside_show(context, "plot", "against")
         record = read_record(show, "time-to", to_markdown)
+        check_board(show, record)
         if against is not None:
             _compare_with(against, record)
         _show(record, show, insert, plot)
@@ -139,6 +145,11 @@ def time_to(
         if target is not None:
             check_target(target)
         entered = contestants(archs, recipe, epochs, overrides, peer or [], peer_minutes)
+        for each in entered:
+            if each.peer is not None and runs > 1 and SEED not in each.peer.command:
+                typer.echo(
+                    f"note: --peer {each.name} has no {SEED}: its runs should differ by themselves", err=True
+                )
         board, path = _open(entered, target, runs, search, parallel, config, out)
         check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
         if against is not None:
@@ -153,7 +164,8 @@ def time_to(
 
 def _show(record: dict[str, Any], path: Path, insert: list[Path] | None, plot: Path | None) -> None:
     from fastresnet.atomic import write_atomic
-    from fastresnet.bench.board_page import draw, to_markdown
+    from fastresnet.bench.board_page import to_markdown
+    from fastresnet.bench.board_plot import draw
     from fastresnet.bench.record import mark_of
 
     if plot is not None:
@@ -197,11 +209,9 @@ def contestants(
     if not names and not peers:
         raise UserError("--archs names no network; give one or more, with commas between them")
     lengths = [None] if epochs is None else listed_counts("--epochs", epochs, "12,16")
-    told = {key: value for key, value in overrides.items() if key not in ("epochs", "tta")}
-    changes = ", ".join(f"{key}={value}" for key, value in told.items())
     found = []
     for name in dict.fromkeys(names):
-        base = load_recipe(name) if name in recipe_names() else load_recipe(recipe)
+        base = load_recipe(name if name in recipe_names() else recipe)
         own = {} if name in recipe_names() else {"arch": name}
         for length in lengths:
             changed = own | overrides | ({} if length is None else {"epochs": length})
@@ -209,14 +219,42 @@ def contestants(
                 made = base.with_overrides(changed)
                 made.arch_spec()  # a wrong name is found before anything runs
             except UserError as error:
-                near = did_you_mean(name, recipe_names()) if str(error).startswith("unknown arch") else ""
-                raise UserError(f"{error}{near.replace('mean', 'mean the recipe')}") from None
-            found.append(Contestant(name=name, recipe=made, changes=changes))
+                raise _of_the_row(name, base, str(error)) from None
+            found.append(Contestant(name=name, recipe=made, changes=_changes(base, changed)))
     for each in (Peer.parse(text, peer_minutes) for text in peers):
         if each.name in (other.name for other in found):
             raise UserError(f"{each.name} is on the board twice; give --peer another name")
         found.append(Contestant(name=each.name, peer=each))
     return found
+
+
+def _of_the_row(name: str, recipe: Recipe, why: str) -> UserError:
+    """Return why a row cannot be, with the row's name; of a name that nothing has, with the recipe that is nearest."""
+    from fastresnet.catalogue import CATALOGUE
+    from fastresnet.recipe import recipe_names
+
+    if not why.startswith("unknown arch"):
+        return UserError(f"{name}, by the recipe {recipe.name}: {why}")
+    near = did_you_mean(name, [*(entry.name for entry in CATALOGUE), *recipe_names()])
+    if not near or near != did_you_mean(name, recipe_names()):  # an arch is nearer, or nothing is near
+        return UserError(why)
+    return UserError(f"{why.partition(';')[0]}{near.replace('mean', 'mean the recipe')}")
+
+
+def _changes(recipe: Recipe, overrides: dict[str, Any]) -> str:
+    """Return what was typed of changes to the recipe that a label tells: those by which it learns otherwise."""
+    from fastresnet.sweep_cells import learned_of
+
+    def learned(without: str | None) -> dict[str, Any] | None:
+        try:
+            made = recipe.with_overrides({key: value for key, value in overrides.items() if key != without})
+            return learned_of(made, made.arch_spec())
+        except UserError:  # it cannot be without that change
+            return None
+
+    others = ("arch", "epochs", "tta")  # which stand in the label by themselves
+    told = [key for key in overrides if key not in others and learned(key) != learned(None)]
+    return ", ".join(f"{key}={overrides[key]}" for key in told)
 
 
 def _open(
@@ -241,7 +279,10 @@ def _open(
     opened = open_board_data(first, config)
     for entry in entered:
         if entry.recipe is not None:  # what a later row cannot be is found before any runs
-            entry.recipe.image_sizes(opened.dataset.image_size)
+            try:
+                entry.recipe.image_sizes(opened.dataset.image_size)
+            except UserError as error:
+                raise _of_the_row(entry.name, entry.recipe, str(error)) from None
     aim = resolve_target(target, opened.dataset.name)
     path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
     record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config)

@@ -67,9 +67,11 @@ def open_board_record(
         content: what a new one has beside rows and runs.
 
     Raises:
-        UserError: there is one of another kind, machine or setting; the machine is not what ``config`` asks for.
+        UserError: there is one that is damaged, or of another kind, machine or setting; the machine is not what
+            ``config`` asks for.
     """
     from fastresnet.assembly import choose_machine
+    from fastresnet.bench.board_form import check_board
     from fastresnet.bench.continued import earlier_record, go_on
     from fastresnet.bench.record import make_record
 
@@ -81,8 +83,11 @@ def open_board_record(
     device, threads = chosen.device_name, chosen.config.threads
     record = make_record(kind, device, threads, settings=settings, **content, **nothing)
     earlier = earlier_record(path, kind, to_markdown)
+    if earlier is None:
+        return record
+    check_board(path, earlier)
     # it grows over days of work on the source; each run names its commit
-    return record if earlier is None else go_on(earlier, record, same_source=False)
+    return go_on(earlier, record, same_source=False)
 
 
 def fill_board(board: Board, path: Path, started: float, minutes: float | None, what: str) -> None:

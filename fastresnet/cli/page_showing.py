@@ -8,6 +8,23 @@ from pathlib import Path
 import typer
 
 
+def check_beside_show(context: typer.Context, *fitting: str) -> None:
+    """Raise UserError where what is of a measurement was typed beside ``--show``, which would leave it unused.
+
+    Args:
+        fitting: names of the parameters that fit it, beside ``--insert``.
+    """
+    from fastresnet.errors import UserError
+
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        typed = source is not None and source.name == "COMMANDLINE"
+        if typed and name not in ("show", "insert", *fitting):
+            told = parameter.opts[-1] if parameter.opts[-1].startswith("-") else name.upper()
+            raise UserError(f"{told} is of a measurement, and --show measures nothing; leave one of them out")
+
+
 def show_page(page: str, mark: str, places: Iterable[Path] | None) -> None:
     """Print a page of Markdown, and put it between the marks ``mark`` of the texts at ``places``, without its heading.
 
