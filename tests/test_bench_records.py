@@ -22,6 +22,7 @@ from fastresnet.bench.record import KINDS, check_insert, check_out, insert_marke
 from fastresnet.cli.bench_time_to import contestants
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
+from fastresnet.run import duration
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = sorted((ROOT / "bench" / "records").glob("*.json"))
@@ -204,3 +205,17 @@ def test_the_row_of_fastest_is_todays() -> None:
     (ours,) = contestants("fastest", "fast", None, {}, [])
     sizes = SimpleNamespace(dataset=SimpleNamespace(num_classes=10, image_size=32))
     assert ours.row(cast(Data, sizes)) in (Row(**each) for each in record["rows"])
+
+
+def test_what_the_readme_shows_of_a_training_is_its_records() -> None:
+    text = (ROOT / "README.md").read_text()
+    result = json.loads((ROOT / "bench" / "records" / "train-resnet8-8-epochs-j75-cpu.json").read_bytes())
+    accuracy, clocks = result["test_accuracy"], result["clocks"]
+    assert (
+        f"test accuracy on CIFAR-10-J75: {accuracy:.4f} (loss {result['test_loss']:.4f}), last epoch" in text
+    )
+    assert (
+        f"times    train {duration(clocks['train_s'])}, final evaluation {duration(clocks['eval_s'])};"
+        in text
+    )
+    assert f"run      {result['path']}\n" in text
