@@ -29,6 +29,7 @@ from fastresnet.cli.launched import leave, over_ranks, refuse_ranks
 from fastresnet.cli.output import complain
 from fastresnet.errors import ToldElsewhere, UserError
 from fastresnet.signals import Stopped, discard, raise_stopped
+from fastresnet.thread_start import bound_thread_starts
 from fastresnet.torchrun import read_launch
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ def main() -> None:
     """Run the command line and exit: 0, 2 after a mistake of the user's, 128 + a signal's number."""
     _open_closed_streams()
     raise_stopped()
+    bound_thread_starts()
     try:
         code = _run()
         sys.stdout.flush()

@@ -151,7 +151,7 @@ def memory_errors(recipe: Recipe) -> Iterator[None]:
         # A library out of memory says so only in words; torch's own OutOfMemoryError has them too.
         text = str(error).lower()
         # oneDNN's words and Python's, where a limit on what may be mapped is met.
-        words = ("can't allocate memory", "could not create a primitive", "can't start new thread")
+        words = ("can't allocate", "could not create a primitive", "can't start new thread")
         if isinstance(error, MemoryError) or any(word in text for word in words):
             raise UserError(f"the machine's memory is too small for this training; {advice}") from error
         if "out of memory" in text or "alloc_failed" in text:
