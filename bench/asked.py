@@ -66,7 +66,7 @@ def left(record: dict[str, Any], row: Row) -> list[int]:
 
 def missing(record: dict[str, Any]) -> list[str]:
     """Return the labels of the rows that lack runs, or are being searched for; those that failed are left out."""
-    found = [*record.get("sought", {}).values()]
+    found = [each["trying"] for each in record.get("sought", {}).values()]
     rows = (Row(**each["row"]) for each in record.get("asked", ()))
     found += [row.label for row in rows if left(record, row)]
     return [label for label in dict.fromkeys(found) if label not in record.get("failed", {})]

@@ -51,6 +51,13 @@ class Asked(Part):
     changed_after: Seeds = []
 
 
+class Sought(Part):
+    """A row whose number of epochs a search has not found yet, and what it is trying."""
+
+    row: dict[str, Any]
+    trying: str
+
+
 class AtOnce(Part):
     """Whether an arch is trained at once, as measured."""
 
@@ -68,7 +75,7 @@ class Board(Part):
     at_once: list[AtOnce] = []
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    sought: dict[str, str] = {}
+    sought: dict[str, Sought] = {}
 
 
 def check_board(path: Path, record: dict[str, Any]) -> None:
@@ -77,6 +84,7 @@ def check_board(path: Path, record: dict[str, Any]) -> None:
         Board.model_validate(record)
         rows = [Row(**each) for each in (*record["rows"], *record.get("found", ()))]
         rows += [Row(**each["row"]) for each in record.get("asked", ())]
+        rows += [Row(**each["row"]) for each in record.get("sought", {}).values()]
         times = Counter((row_of(run), run["role"], run["seed"]) for run in record["runs"])
     except ValidationError as error:
         first = error.errors()[0]

@@ -126,7 +126,8 @@ class Board:
             decided = self.decide(contestant)
             if isinstance(decided, Try):
                 tried = self.row(contestant.with_epochs(decided.epochs)).label
-                searching[self._sought(contestant)] = tried
+                wanted = replace(self.row(contestant), epochs=None)
+                searching[wanted.label] = {"row": asdict(wanted), "trying": tried}
                 goes_on = goes_on or tried not in self.failed
             else:
                 row = self.row(decided)

@@ -16,6 +16,7 @@ from fastresnet.assembly import open_data
 from fastresnet.bench import board_run
 from fastresnet.bench.asked import ask, asked_seeds, changed
 from fastresnet.bench.board import Row
+from fastresnet.bench.board_page import to_markdown
 from fastresnet.cli.bench_time_to import contestants
 from fastresnet.engine.listener import Listener
 from fastresnet.errors import UserError
@@ -117,6 +118,8 @@ def test_a_search_that_an_earlier_command_left_is_still_missing(
     assert other.exit_code == 0, other.output
     (missing,) = read(out)["not_measured"]
     assert missing.startswith("n2-b1-c4, fast") and missing.endswith(", 4 epochs")
+    (line,) = (line for line in to_markdown(read(out)).splitlines() if line.startswith("| n2-b1-c4 (fast"))
+    assert [cell.strip() for cell in line.split("|")][3:8] == ["", "", "", "", "unmeasured"]
     shorter = bench(*own, *TINY[:2], "--search", "--epochs", "3", "--runs", "2", "--minutes", "0")
     assert shorter.exit_code == 0, shorter.output
     (missing,) = read(out)["not_measured"]  # what was asked for last
