@@ -49,8 +49,8 @@ def test_what_the_page_says_in_words() -> None:
 def test_what_the_page_says_of_the_ablation() -> None:
     """Differences that the text gives with an interval are those of the records."""
 
-    def found(epochs: int, name: str) -> str:
-        record = json.loads((RECORDS / f"ablation-fast-{epochs}-resnet8-j75-cpu.json").read_bytes())
+    def found(epochs: int, name: str, of: str = "fast") -> str:
+        record = json.loads((RECORDS / f"ablation-{of}-{epochs}-resnet8-j75-cpu.json").read_bytes())
         (table,) = tables(record)
         (line,) = (each for each in table.lines if each.name == name)
         assert line.difference is not None and line.difference_half is not None
@@ -62,14 +62,16 @@ def test_what_the_page_says_of_the_ablation() -> None:
     assert f"undecided at 4 epochs, +{found(4, 'no-decay')}, and at 10" in text
     assert f"when those had been seen, it is +{found(10, 'no-decay')}." in text
     assert f"the head helps by {found(4, 'other-lr-double')} at 4 epochs" in text
-    for quoted, (epochs, name) in {
-        "costs 2.2": (4, "sgd-0.3"),
-        "and 1.7 at": (4, "sgd-0.6"),
+    for quoted, row in {
+        "costs 2.2 at an lr of 0.3": (4, "sgd-0.3"),
+        "and 1.7 at 0.6": (4, "sgd-0.6"),
+        "3.3 at 1.2": (4, "sgd-1.2", "sgd"),
+        "7.4 at 2.4": (4, "sgd-2.4", "sgd"),
         "decay cost 6.3": (4, "decay-x4"),
         "lr** costs 1.0": (4, "lr-half"),
         "and 0.7.": (4, "lr-double"),
     }.items():
-        number = float(found(epochs, name).split()[0])
+        number = float(found(*row).split()[0])
         assert quoted in text and f"{number:.1f}" in quoted
 
 
