@@ -15,6 +15,7 @@ import torch
 from fastresnet.engine.machine import synchronise
 from fastresnet.errors import UserError
 from fastresnet.signals import blocked, unblock
+from fastresnet.thread_start import bound_thread_starts
 
 WARM_STEPS = 2
 
@@ -114,6 +115,7 @@ def _serve(pipe: Connection, make: Callable[..., Loop], arguments: tuple[Any, ..
         signal.SIGINT, signal.SIG_DFL
     )  # Ctrl-C ends it without a word; the parent says what there is to say
     unblock()
+    bound_thread_starts()
     try:
         start = time.perf_counter()
         loop = make(*arguments)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastresnet.errors import UserError
 from fastresnet.signals import blocked, stopped_by, unblock
+from fastresnet.thread_start import bound_thread_starts
 
 if TYPE_CHECKING:
     from fastresnet.recipe import Recipe
@@ -117,6 +118,7 @@ def _serve(pipe: Connection, runs_dir: Path) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # Ctrl-C and a lost terminal are the parent's to act on
     unblock()
+    bound_thread_starts()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     from fastresnet.bench.board_run import train_once
     from fastresnet.engine.fit import Interrupted

@@ -114,8 +114,9 @@ def test_a_search_that_an_earlier_command_left_is_still_missing(
     out = tmp_path / "board.json"
     own = (*TINY[2:], "--data", data, "--out", out)
     assert bench(*own, *TINY[:2], "--search", "--epochs", "4", "--runs", "2", "--minutes", "0").exit_code == 0
-    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1", "--epochs", "1")
+    other = bench(*own, "--archs", "n2-b1-c8", "--runs", "1", "--epochs", "1", "--against", "n2-b1-c4")
     assert other.exit_code == 0, other.output
+    assert "Nothing is compared with n2-b1-c4 yet." in other.output
     (missing,) = read(out)["not_measured"]
     assert missing.startswith("n2-b1-c4, fast") and missing.endswith(", 4 epochs")
     (line,) = (line for line in to_markdown(read(out)).splitlines() if line.startswith("| n2-b1-c4 (fast"))

@@ -183,7 +183,8 @@ def _compare_with(
     """
     from fastresnet.bench.board import Row, labels_of
 
-    labels = labels_of([*(Row(**row) for row in record["rows"]), *asked])
+    sought = (Row(**each["row"]) for each in record.get("sought", {}).values())
+    labels = labels_of([*(Row(**row) for row in record["rows"]), *asked, *sought])
     told = [text for row in labels for text in (labels[row], row.label, row.name)]
     names = list(dict.fromkeys([*told, *names_asked]))
     if name and name not in names:
