@@ -58,13 +58,14 @@ def test_what_the_page_says_of_the_ablation() -> None:
 
     text = " ".join(PAGE.split())
     assert f"helps by {found(4, 'gelu')} at 4 epochs and {found(10, 'gelu')} at 10" in text
+    assert f"SGD costs {found(4, 'sgd-0.6', 'sgd')} at an lr of 0.6" in text
     assert f"cost {found(10, 'without-extras')} at 10 epochs" in text
     assert f"undecided at 4 epochs, +{found(4, 'no-decay')}, and at 10" in text
     assert f"when those had been seen, it is +{found(10, 'no-decay')}." in text
     assert f"the head helps by {found(4, 'other-lr-double')} at 4 epochs" in text
     for quoted, row in {
-        "costs 2.2 at an lr of 0.3": (4, "sgd-0.3"),
-        "and 1.7 at 0.6": (4, "sgd-0.6"),
+        "2.2 at 0.3": (4, "sgd-0.3"),
+        "cost 1.7 at 0.6": (4, "sgd-0.6"),
         "3.3 at 1.2": (4, "sgd-1.2", "sgd"),
         "7.4 at 2.4": (4, "sgd-2.4", "sgd"),
         "decay cost 6.3": (4, "decay-x4"),
