@@ -34,7 +34,7 @@ EVERYTHING_BUT_CLI = (*TRAIN_MAY, "train", "sweep", "report")
 
 # A module is of the first room that claims it. Every room may import "base" and fastresnet/__init__.py.
 ROOMS = {
-    "base": Room(("errors", "atomic", "installing", "signals", "torchrun", "words"), ()),
+    "base": Room(("errors", "atomic", "installing", "signals", "thread_start", "torchrun", "words"), ()),
     "draws": Room(("draws",), ()),
     "arch": Room(("arch", "slug", "layers", "catalogue", "widest"), ()),
     "recipe": Room(("recipe*", "toml_*"), ("arch",)),
