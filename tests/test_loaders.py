@@ -17,6 +17,7 @@ from optional_parts import need
 
 from fastresnet.errors import UserError
 from fastresnet.loaders import registry
+from fastresnet.loaders.epoch import loader_failed
 from fastresnet.loaders.gather import gather
 from fastresnet.loaders.plan import plan_epoch
 from fastresnet.loaders.protocol import Loader, LoaderSpec, Split
@@ -269,3 +270,12 @@ def test_ffcv_leaves_torchs_threads_alone() -> None:
             loader.close()
         """
     )
+
+
+def test_a_loader_without_memory_says_what_to_do() -> None:
+    """It was told as a failure with no message."""
+    told = str(loader_failed("numba", MemoryError()))
+    assert told.startswith(
+        "the machine's memory is too small for the numba loader; give a smaller --batch-size"
+    )
+    assert str(loader_failed("ffcv", ValueError("a\nb"))) == "the ffcv loader failed: ValueError: b"

@@ -116,6 +116,7 @@ def test_an_evaluation_that_overflows_is_recorded_as_none(
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the machine's memory"),
         (RuntimeError("could not create a primitive"), "the machine's memory"),
         (RuntimeError("can't start new thread"), "the machine's memory"),
+        (RuntimeError("can't allocate lock"), "the machine's memory"),
         (MemoryError(), "the machine's memory"),
     ],
 )
