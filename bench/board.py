@@ -213,14 +213,18 @@ def summarise(record: dict[str, Any], row: Row) -> Summary:
     )
 
 
+def sought_rows(record: dict[str, Any]) -> list[Row]:
+    """Return the rows whose number of epochs is still searched for, without one."""
+    return [Row(**each["row"]) for each in record.get("sought", {}).values()]
+
+
 def standings(record: dict[str, Any]) -> list[Summary]:
     """Return every row that was asked for: those that reach the target by their time, then the others by accuracy.
 
     Among those that reach it, the ones whose trainings ran at once come after all that were timed alone. What is still
     searched for is a row without epochs.
     """
-    rows = [Row(**row) for row in record["rows"]]
-    rows += [Row(**each["row"]) for each in record.get("sought", {}).values()]
+    rows = [*(Row(**row) for row in record["rows"]), *sought_rows(record)]
     order = ("reaches", "mean only", "one run", "below", "unmeasured")
     found = [summarise(record, row) for row in dict.fromkeys(rows)]
     return sorted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import shutil
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fastresnet.atomic import explain_os_error, locked
+from fastresnet.atomic import clear_temporaries, explain_os_error, locked
 from fastresnet.errors import UserError
 
 
@@ -44,7 +43,5 @@ def own_runs_dir(out: Path) -> Iterator[Path]:
         # Of a process that was killed.
         shutil.rmtree(folder / "runs", ignore_errors=True)
         for suffix in (place.suffix, ".md", ".png"):
-            half_written = place.with_suffix(suffix).name
-            for temporary in place.parent.glob(f".{glob.escape(half_written)}.*.tmp"):
-                temporary.unlink(missing_ok=True)
+            clear_temporaries(place.with_suffix(suffix))
         yield folder / "runs"

@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from fastresnet.bench.board import Row, row_of
+from fastresnet.bench.board import Row, row_of, sought_rows
 from fastresnet.errors import UserError
+from fastresnet.toml_model import RefusedValue, validated
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -81,17 +82,13 @@ class Board(Part):
 def check_board(path: Path, record: dict[str, Any]) -> None:
     """Raise UserError unless the record at ``path`` has a board's form, and no run of a row, role and seed twice."""
     try:
-        Board.model_validate(record)
+        validated(Board, record)
         rows = [Row(**each) for each in (*record["rows"], *record.get("found", ()))]
         rows += [Row(**each["row"]) for each in record.get("asked", ())]
-        rows += [Row(**each["row"]) for each in record.get("sought", {}).values()]
+        rows += sought_rows(record)
         times = Counter((row_of(run), run["role"], run["seed"]) for run in record["runs"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(
-            "."
-        )
-        raise UserError(f"{path} is damaged, or of an earlier form: {place}: {first['msg']}") from None
+    except RefusedValue as refused:
+        raise UserError(f"{path} is damaged, or of an earlier form: {refused}") from None
     except (TypeError, LookupError) as error:
         raise UserError(f"{path} is damaged, or of an earlier form: a row: {error}") from None
     twice = next((key for key, count in times.items() if count > 1), None)

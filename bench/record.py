@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastresnet.atomic import explain_os_error, write_atomic
+from fastresnet.atomic import explain_os_error, temporary_of, write_atomic
 from fastresnet.errors import UserError
 from fastresnet.run import environment
 
@@ -164,7 +164,7 @@ def check_out(path: Path, *beside: str) -> None:
         raise UserError(
             f"--out is {path}, the name of what goes beside the record; give one that ends in .json"
         )
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = temporary_of(path)
     made: list[Path] = []
     try:
         for file in (path, *(path.with_suffix(suffix) for suffix in beside if path.name)):

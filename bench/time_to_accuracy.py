@@ -116,7 +116,7 @@ class Board:
         What an earlier command searched for, of the same contestants and whatever length, is asked for no more. No
         figure is run while a search goes on, so that all rows take turns.
         """
-        own = {self._sought(each) for each in self.contestants}
+        own = {self._sought(each).label for each in self.contestants}
         earlier = self.record.get("sought", {})
         searching = {sought: tried for sought, tried in earlier.items() if sought not in own}
         self.record["sought"] = searching
@@ -126,7 +126,7 @@ class Board:
             decided = self.decide(contestant)
             if isinstance(decided, Try):
                 tried = self.row(contestant.with_epochs(decided.epochs)).label
-                wanted = replace(self.row(contestant), epochs=None)
+                wanted = self._sought(contestant)
                 searching[wanted.label] = {"row": asdict(wanted), "trying": tried}
                 goes_on = goes_on or tried not in self.failed
             else:
@@ -137,9 +137,9 @@ class Board:
             for row, seeds in figure_seeds(self.record, chosen, self.runs, self.first_seed).items():
                 ask(self.record, row, seeds)
 
-    def _sought(self, contestant: Contestant) -> str:
-        """Return what a search for a contestant's shortest schedule is known by: its label without epochs."""
-        return replace(self.row(contestant), epochs=None).label
+    def _sought(self, contestant: Contestant) -> Row:
+        """Return the row that a search for a contestant's shortest schedule is known by: the one without epochs."""
+        return replace(self.row(contestant), epochs=None)
 
     def jobs(self, under_way: Sequence[Job] = ()) -> list[Job]:
         """Return the next run of each row that has one, beside those that are ``under_way``; :meth:`enter` done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -39,13 +40,24 @@ def explain_os_error(error: OSError, doing: str) -> UserError:
     return UserError(f"{doing}: {reason}{advice.get(error.errno or 0, '')}")
 
 
+def temporary_of(path: Path) -> Path:
+    """Return where this process writes what shall be at ``path``, or tries whether it could."""
+    return path.parent / f".{path.name}.{os.getpid()}.tmp"
+
+
+def clear_temporaries(path: Path) -> None:
+    """Remove what processes that were killed have left half-written of ``path``; none may be writing it now."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write ``path`` by temporary file, fsync, rename and fsync of its folder.
 
     Raises:
         UserError: the file could not be written; ``path`` is as it was and no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             write(file)

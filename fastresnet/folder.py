@@ -20,6 +20,7 @@ from fastresnet.atomic import (
     explain_os_error,
     read_sealed_json,
     sync_folder,
+    temporary_of,
     write_atomic,
     write_sealed_json,
 )
@@ -126,7 +127,7 @@ class RunFolder:
             RunInUse: there is a folder of that name already.
             UserError: it cannot be written.
         """
-        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        staging = temporary_of(path)
         try:
             staging.mkdir(parents=True)
             _remove_abandoned(path.parent)

@@ -183,7 +183,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
         with (folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    # One after another: training images are five sixths of the bytes, so a second thread would save a sixth.
+    # One after another: most of the bytes are training images, in one file, so that threads would save little.
     return {name: digest(name) for name in names}
 
 

@@ -14,11 +14,16 @@ from fastresnet.bench.board import row_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "board.json"
+def begun(data: Path, folder: Path) -> tuple[tuple[str | Path, ...], Path, dict[str, Any]]:
+    """Return the command of a board without runs, its record's file, and what that holds."""
+    out = folder / "board.json"
     own = (*TINY, "--data", data, "--out", out, "--minutes", "0")
     assert bench(*own).exit_code == 0
-    record = read(out)
+    return own, out, read(out)
+
+
+def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> None:
+    own, out, record = begun(data, tmp_path)
     run = run_of(row_of({"row": record["rows"][0]}), 0, 0.5, 1.0)
     damages: list[dict[str, Any]] = [
         {"settings": []},
@@ -42,10 +47,7 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
 
 def test_a_seed_counts_once(data: Path, tmp_path: Path) -> None:
     """Records of two days, put together by hand, had a run twice, which made the interval narrower."""
-    out = tmp_path / "board.json"
-    own = (*TINY, "--data", data, "--out", out, "--minutes", "0")
-    assert bench(*own).exit_code == 0
-    record = read(out)
+    own, out, record = begun(data, tmp_path)
     run = run_of(row_of({"row": record["rows"][0]}), 3, 0.5, 1.0)
     for runs, twice in (([run], False), ([run, run | {"role": "search"}], False), ([run, run], True)):
         out.write_text(json.dumps(record | {"runs": runs}))
@@ -61,8 +63,7 @@ def test_what_is_of_a_measurement_has_no_place_beside_a_record_that_is_shown(
     data: Path, tmp_path: Path
 ) -> None:
     """It was left unused without a word, as if the record were of the target that was typed."""
-    out = tmp_path / "board.json"
-    assert bench(*TINY, "--data", data, "--out", out, "--minutes", "0").exit_code == 0
+    _, out, _ = begun(data, tmp_path)
     told = "is of a measurement, and --show measures nothing; leave one of them out"
     for unused in ("--target", "0.9"), ("--search",), ("--data", data), ("--runs", "10"):
         assert refusal(bench("--show", out, *unused)) == f"{unused[0]} {told}"

@@ -181,10 +181,9 @@ def _compare_with(
     Raises:
         UserError: neither the record nor what is asked for has such a row.
     """
-    from fastresnet.bench.board import Row, labels_of
+    from fastresnet.bench.board import Row, labels_of, sought_rows
 
-    sought = (Row(**each["row"]) for each in record.get("sought", {}).values())
-    labels = labels_of([*(Row(**row) for row in record["rows"]), *asked, *sought])
+    labels = labels_of([*(Row(**row) for row in record["rows"]), *asked, *sought_rows(record)])
     told = [text for row in labels for text in (labels[row], row.label, row.name)]
     names = list(dict.fromkeys([*told, *names_asked]))
     if name and name not in names:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from fastresnet.errors import UserError
+
 
 def check_beside_show(context: typer.Context, *fitting: str) -> None:
     """Raise UserError where what is of a measurement was typed beside ``--show``, which would leave it unused.
@@ -14,8 +16,6 @@ def check_beside_show(context: typer.Context, *fitting: str) -> None:
     Args:
         fitting: names of the parameters that fit it, beside ``--insert``.
     """
-    from fastresnet.errors import UserError
-
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
