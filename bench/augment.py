@@ -26,8 +26,9 @@ from fastresnet.augment import Augment
 from fastresnet.bench.ladder import our_loop
 from fastresnet.engine.listener import Listener
 from fastresnet.engine.machine import AMP_DTYPES, device_name, resolve_amp, synchronise
+from fastresnet.environment import environment
 from fastresnet.recipe import load_recipe
-from fastresnet.run import RunConfig, environment
+from fastresnet.run import RunConfig
 
 RECIPES = ("fast", "r0-transform2", "r1-final-text", "r2-improved-resnet", "r3-resnet18-c42")
 NUM_SAMPLES = 50_000  # an epoch's, which the table is drawn for

@@ -28,7 +28,7 @@ from fastresnet.errors import UserError
 from fastresnet.words import counted
 
 FIGURE, SEARCH = "figure", "search"
-ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, while its process ran"
+ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, what its own line says"
 # Accuracy worth naming, by data set; CIFAR-10-J75's is where a recipe that reaches 94% on CIFAR-10 ends.
 USUAL_TARGETS = {"CIFAR-10": 0.94, "CIFAR-10-J75": 0.906}
 

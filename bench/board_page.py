@@ -103,7 +103,12 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", f"No energy was read: {obstacle}."]
     elif energy:
         apart = "; none is attributed to trainings that ran at once" if at_once else ""
-        lines += ["", f"Energy: {record['energy']}{apart}."]
+        ours = (
+            obstacle
+            if obstacle == ENERGY
+            else f"what peers' own lines say; of ours none was read, {obstacle}"
+        )
+        lines += ["", f"Energy: {ours}{apart}."]
     lines += _peers(record)
     lines += commits_note(record)
     lines += missing_notes(record)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.bench.record import ToMarkdown, check_page, commands_of, load_record
+from fastresnet.environment import machine_difference
 from fastresnet.errors import UserError
-from fastresnet.run import machine_difference
 
 
 def earlier_record(path: Path, kind: str, to_markdown: ToMarkdown) -> dict[str, Any] | None:

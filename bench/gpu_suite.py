@@ -1,12 +1,12 @@
-"""``make bench-gpu``: the whole GPU suite, in pieces, into one folder of nine files.
+"""``make bench-gpu``: the whole GPU suite, in pieces, into one folder of eight files.
 
     python -m fastresnet.bench.gpu_suite [--out FOLDER] [--data DATA] [--all]
 
-It installs nothing. Kernel tests (compiled), kernels, throughput, a short time-to-accuracy and loaders, each a process
-of its own. After 9 minutes nothing more is started; the same command, here or wherever the folder is taken, goes on
-where it stopped, so a machine that is to be had for ten minutes at a time will do. The folder holds the records,
-``suite.json`` (which stages are done), ``suite.log`` (all that they said), ``page.md`` (every table) and plots of the
-kernels and of the board.
+It installs nothing. Kernel tests (compiled), kernels, a short time-to-accuracy, loaders and throughput, each a process
+of its own. After 9 minutes nothing more is started, and what still runs is soon ended; the same command, here or
+wherever the folder is taken, goes on where it stopped, what failed coming last, so a machine that is to be had for ten
+minutes at a time will do. The folder holds the records, ``suite.json`` (which stages are done), ``suite.log`` (all that
+they said), ``page.md`` (every table) and the kernels' plot; the board's is drawn from its record.
 """
 
 from __future__ import annotations
@@ -22,109 +22,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
+from fastresnet.bench.gpu_stages import RECORDS, ROOT, Stage, stages
 from fastresnet.bench.orphans import die_with_parent
 
-ROOT = Path(__file__).resolve().parents[1]
 STATE, LOG, PAGE = "suite.json", "suite.log", "page.md"
-PLOTS = ("kernels.png", "time-to.png")
+PLOT = "kernels.png"
 MARK = "<!-- bench {} -->"
-RECORDS = ("kernels", "throughput", "time-to", "loaders")
 # What fastresnet imports; pytest and hypothesis are for the tests alone, which are left out without them.
 NEEDED = (
     *("torch", "torchvision", "numpy", "numba", "PIL", "pydantic", "typer", "rich", "safetensors"),
     *("matplotlib", "jinja2", "psutil"),
 )
-KERNEL_TESTS = (
-    *("test_kernels.py", "test_kernel_ops.py", "test_norm_act.py", "test_draws_triton.py"),
-    *("test_dispatch.py", "test_sync_norm.py", "test_kernels_compile.py", "test_graphs_on_gpu.py"),
-)
 MINUTES = 9.0
+OUT_OF_TIME = "out of time"
+LATE_S = (
+    30.0  # after the minutes; a stage that is told of them ends by itself, but for what it is in the midst of
+)
 LOOK_EVERY_S = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A piece of the suite.
-
-    Attributes:
-        name: in ``suite.json``; starts over when its command changes.
-        command: what is run; ``{minutes}`` in it is the time left, ``{out}`` the record's path.
-        record: its record's name in the folder; None for a test.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    record: str | None = None
-
-
-def stages(python: str, data: str | None, target: float, *, everything: bool, rehearse: bool) -> list[Stage]:
-    """Return the suite's stages in order; a rehearsal is of networks of a second, on the CPU."""
-    named = () if data is None else ("--data", data)
-    bench = (python, "-m", "fastresnet", "bench")
-    resume = ("--minutes", "{minutes}", "--out", "{out}")
-    device = ("--device", "cpu" if rehearse else "cuda")
-    tiny = ("--batch-size", "16", "--rounds", "1", "--steps", "1", "--rows", "student,fastresnet")
-    activations = ("--activation", "relu,gelu")  # the reports', and what `fast` has for it
-    archs = "resnet8,resnet24,resnet86"
-    every = (
-        "resnet10-1,resnet10-2,resnet12,resnet16,resnet20,resnet24,resnet32,resnet48,resnet86,resnet8,"
-        "n3-b2-c85-p8,improved-resnet,resnet18-c42,fastresnet8"
-    )
-    if rehearse:
-        sizes = {
-            "kernels": ("--arch", "n1-b1-c4", "--batch-size", "2", "--rounds", "1"),
-            "throughput": ("--arch", "n2-b1-c4", *tiny),
-            "loaders": ("--quick", "--workers", "0", "--batch-size", "16"),
-            "time-to": (
-                *("--archs", "n2-b1-c4", "--epochs", "1", "--runs", "2", "--set", "batch_size=16"),
-                *("--compile", "off", "--threads", "1"),
-            ),
-        }
-    elif everything:
-        sizes = {
-            "kernels": ("--arch", every, *activations, "--batch-size", "512"),
-            "throughput": ("--arch", every, "--batch-size", "128,512,1024"),
-            "loaders": ("--quick",),  # the whole table cannot be gone on with after ten minutes
-            "time-to": ("--runs", "10", "--search", "--epochs", "32"),
-        }
-    else:
-        sizes = {
-            "kernels": ("--arch", "resnet24", *activations, "--batch-size", "512"),
-            "throughput": ("--arch", archs, "--batch-size", "512"),
-            "loaders": ("--quick",),
-            "time-to": ("--archs", "resnet8,resnet24,fastest", "--runs", "3"),
-        }
-    tests = ("test_kernels_geometry.py",) if rehearse else KERNEL_TESTS
-    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider")
-    return [
-        *(Stage(name=f"tests/{file}", command=(*pytest, str(ROOT / "tests" / file))) for file in tests),
-        Stage(
-            name="kernels", command=(*bench, "kernels", *sizes["kernels"], *device, *resume), record="kernels"
-        ),
-        Stage(
-            name="throughput",
-            command=(*bench, "throughput", *sizes["throughput"], *named, *device, *resume),
-            record="throughput",
-        ),
-        Stage(
-            name="time-to",
-            command=(
-                *(*bench, "time-to", *sizes["time-to"], *named, "--target", f"{target:g}"),
-                *(*device, *resume),
-            ),
-            record="time-to",
-        ),
-        Stage(
-            name="loaders",
-            command=(*bench, "loaders", *sizes["loaders"], *named, *device, "--out", "{out}"),
-            record="loaders",
-        ),
-    ]
 
 
 class Suite:
@@ -132,8 +50,8 @@ class Suite:
 
     Args:
         folder: of the records; what is in it already is gone on with.
-        stages: in order.
-        minutes: after them nothing is started.
+        stages: in order; those that failed, or were ended, in an earlier start come after the others.
+        minutes: after them nothing is started, and what is under way has LATE_S to end.
         tell: told a line a stage.
     """
 
@@ -161,21 +79,24 @@ class Suite:
             for record in RECORDS:
                 if (self.folder / f"{record}.json").exists():
                     shutil.copy(self.folder / f"{record}.json", work)
-            for stage in self.stages:
+            for stage in sorted(self.stages, key=self._has_erred):
                 if self._is_done(stage):
                     continue
                 if time.monotonic() >= self.deadline:
                     break
                 self._run(stage, work)
         left = [stage.name for stage in self.stages if not self._is_done(stage)]
-        failed = [name for name in left if self.state["stages"].get(name, {}).get("error")]
+        errors = [self.state["stages"].get(name, {}).get("error") for name in left]
         if left:
             self.tell(f"left: {', '.join(left)}; the same command goes on")
-        return len(failed)
+        return sum(error not in (None, OUT_OF_TIME) for error in errors)
 
     def _is_done(self, stage: Stage) -> bool:
         noted = self.state["stages"].get(stage.name, {})
         return bool(noted.get("done")) and noted["command"] == list(stage.command[1:])
+
+    def _has_erred(self, stage: Stage) -> bool:
+        return self.state["stages"].get(stage.name, {}).get("error") is not None
 
     def _run(self, stage: Stage, work: Path) -> None:
         out = work / f"{stage.record}.json"
@@ -202,6 +123,8 @@ class Suite:
                         process.wait(LOOK_EVERY_S)
                     except subprocess.TimeoutExpired:
                         self._collect(work)  # what is measured is kept though this process be killed
+                        if time.monotonic() >= self.deadline + LATE_S:
+                            process.kill()
             finally:
                 if process.poll() is None:
                     process.terminate()
@@ -211,15 +134,18 @@ class Suite:
         # pytest's 5 is that a file's tests were all left out at its top
         ended = process.returncode == 0 or (stage.record is None and process.returncode == 5)
         complete = ended and not self._unmeasured(stage, work)
+        late = not ended and time.monotonic() >= self.deadline + LATE_S
+        error = OUT_OF_TIME if late else f"exit {process.returncode}: {said[-1]}"
         self.state["stages"][stage.name] = {
             "command": list(stage.command[1:]),
             "done": complete,
-            "error": None if ended else f"exit {process.returncode}: {said[-1]}",
+            "error": None if ended else error,
             "said": said[-1] if stage.record is None else None,
             "seconds": round(time.monotonic() - start, 1),
         }
         self._write(STATE, (json.dumps(self.state, indent=1) + "\n").encode())
-        how = "done" if complete else "stopped for want of time" if ended else f"failed with {said[-1]}"
+        stopped = ended or late
+        how = "done" if complete else "stopped for want of time" if stopped else f"failed with {said[-1]}"
         self.tell(f"{stage.name}: {said[-1] if ended and stage.record is None else how}")
 
     def _unmeasured(self, stage: Stage, work: Path) -> bool:
@@ -239,9 +165,8 @@ class Suite:
         shown = [f"{MARK.format(record)}\n{self.pages[record]}" for record in RECORDS if record in self.pages]
         if shown:
             self._write(PAGE, "\n".join(shown).encode())
-        for plot in PLOTS:
-            if (work / plot).exists():
-                self._write(plot, (work / plot).read_bytes())
+        if (work / PLOT).exists():
+            self._write(PLOT, (work / PLOT).read_bytes())
 
     def _kept_pages(self) -> dict[str, str]:
         """Return the tables that an earlier start has left, by record."""
@@ -259,8 +184,17 @@ class Suite:
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """Return which of ``names`` cannot be imported here."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    """Return which of ``names`` cannot be imported here, or lack what they import themselves."""
+    found = []
+    for name in names:
+        try:
+            if name != "torchvision":  # which import_torchvision alone may import
+                importlib.import_module(name)
+            elif importlib.util.find_spec(name) is None:
+                found.append(name)
+        except ImportError as error:
+            found.append(name if error.name in (name, None) else f"{name} (for want of {error.name})")
+    return found
 
 
 def obstacle(rehearse: bool) -> str | None:

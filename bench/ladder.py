@@ -16,6 +16,7 @@ from fastresnet.bench.student import NUM_WORKERS, Changes, student_loop
 from fastresnet.engine.compiler import compiler_missing
 from fastresnet.engine.machine import AMP_DTYPES, resolve_amp
 from fastresnet.engine.rehearsal import random_batches, warm_loaders
+from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.kernels.conv import model_obstacle, own_convs
 from fastresnet.kernels.dispatch import kernels_obstacle
 from fastresnet.kernels.norm_act import TRITON_KERNELS
@@ -92,7 +93,7 @@ def ladder(
         "step": {"loader": "torch", "workers": NUM_WORKERS, "convs": "direct", "graphs": "off"},
         "convs": {"loader": "torch", "workers": NUM_WORKERS, "convs": convs, "graphs": "off"},
         "graphs": {"loader": "torch", "workers": NUM_WORKERS, "graphs": "on"},
-        OURS: {},
+        OURS: {"alike": ALIKE_ON_GPU} if device.type == "cuda" else {},
     }
     changes: dict[str, Any] = {}
     rungs = []

@@ -1,4 +1,9 @@
-"""A training loop in a process of its own, idle but while it is timed, so that nothing of another loop is in it."""
+"""A training loop in a process of its own, idle but while it is timed, so that nothing of another loop is in it.
+
+But for what a DataLoader's workers load ahead: when its turn ends they go on until they have filled their queues (two
+batches each), beside the turn that follows, and the next turn of their own begins with those. Of a few steps that hides
+what the loader takes; it favours the loop that has one.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fastresnet.bench.orphans import guarded
 from fastresnet.errors import UserError
 
 REQUIRED = ("accuracy", "seconds", "clock")
-OPTIONAL_NUMBERS = ("cpu_s",)
+OPTIONAL_NUMBERS = ("cpu_s", "energy_j")
 OPTIONAL_WORDS = ("tta", "repository", "commit", "changes")
 MOST_LINE_BYTES = 1 << 20  # of the last line that is read
 SEED = "{seed}"
@@ -28,8 +28,8 @@ class Peer:
     """A command that trains once and prints a JSON line, its last, on stdout.
 
     The line holds ``accuracy`` in [0, 1], ``seconds``, and ``clock``, what those seconds cover, in words. It may also
-    hold ``cpu_s``, the CPU seconds of what the clock covers, and in words ``tta``, ``repository``, ``commit`` and
-    ``changes``: where the code comes from, and what was changed to run it here.
+    hold ``cpu_s`` and ``energy_j``, the CPU seconds and the GPU's joules of what the clock covers, and in words
+    ``tta``, ``repository``, ``commit`` and ``changes``: where the code comes from, and what was changed to run it here.
 
     Attributes:
         name: on the board.
@@ -92,7 +92,7 @@ class Peer:
         if not isinstance(found, dict) or not _is_answer(found):
             raise UserError(
                 f"--peer {self.name} must print, last, one JSON line with accuracy (0 to 1), seconds and clock (what "
-                f"the seconds cover), and perhaps cpu_s, seconds too; it printed {last[:200]!a}"
+                f"the seconds cover), and perhaps cpu_s and energy_j, numbers too; it printed {last[:200]!a}"
             )
         kept = {key: found[key] for key in (*REQUIRED, *OPTIONAL_NUMBERS) if found.get(key) is not None}
         words = {key: str(found[key]) for key in ("clock", *OPTIONAL_WORDS) if found.get(key)}
@@ -102,7 +102,7 @@ class Peer:
 
 def _is_answer(found: dict[str, Any]) -> bool:
     accuracy, clock = found.get("accuracy"), found.get("clock")
-    durations = [
+    numbers = [
         found.get("seconds"),
         *(found[key] for key in OPTIONAL_NUMBERS if found.get(key) is not None),
     ]
@@ -110,7 +110,7 @@ def _is_answer(found: dict[str, Any]) -> bool:
         isinstance(accuracy, int | float)
         and not isinstance(accuracy, bool)
         and 0 <= accuracy <= 1
-        and all(map(_is_duration, durations))
+        and all(map(_is_amount, numbers))
         and isinstance(clock, str)
         and bool(clock.strip())
         and all(_is_text(str(found[key])) for key in ("clock", *OPTIONAL_WORDS) if found.get(key))
@@ -126,7 +126,7 @@ def _is_text(words: str) -> bool:
     return True
 
 
-def _is_duration(value: Any) -> bool:
+def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 

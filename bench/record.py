@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import explain_os_error, temporary_of, write_atomic
+from fastresnet.environment import environment
 from fastresnet.errors import UserError
-from fastresnet.run import environment
 
 ToMarkdown = Callable[[dict[str, Any]], str]
 KINDS = (

@@ -28,8 +28,10 @@ from fastresnet.bench.schedule_search import Try, judge, next_try
 from fastresnet.bench.seeds import SEARCH_SEEDS, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.engine.machine import UNFOUND
+from fastresnet.engine.warmup import ALIKE_ON_GPU
+from fastresnet.environment import source_version
 from fastresnet.errors import UserError
-from fastresnet.run import RunConfig, git_sha
+from fastresnet.run import RunConfig
 from fastresnet.signals import held
 
 SAME_OF_A_PEER = ("repository", "commit", "changes", "clock", "tta")  # in all runs of a row
@@ -93,13 +95,18 @@ class Board:
         for contestant in self.contestants:
             if self.parallel > 1 and contestant.recipe is not None:
                 # Those measured do their steps as the runs will.
-                config = self.config.model_copy(update={"alike": self.runs})
+                config = self.config.model_copy(update={"alike": self._alike})
                 settle(self.record, contestant.recipe, config, self.data, self.parallel, self.tell)
 
     @property
     def _is_settled(self) -> bool:
         archs = {each.recipe.arch for each in self.contestants if each.recipe is not None}
         return self.parallel == 1 or all(found_in(self.record, arch, self.parallel) for arch in archs)
+
+    @property
+    def _alike(self) -> int:
+        """The trainings whose length is weighed against what finding their way takes."""
+        return self.runs if choose_machine(self.config).device.type == "cpu" else ALIKE_ON_GPU
 
     def row(self, contestant: Contestant) -> Row:
         """Return the contestant's line of the board, :meth:`settle` done."""
@@ -235,7 +242,7 @@ class Board:
             "role": job.role,
             "seed": job.seed,
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "git": git_sha(),
+            "git": source_version(),
             "crossing_s": None,
             "energy_j": None,
         }
@@ -244,12 +251,9 @@ class Board:
         """Return one run, done with nothing beside it."""
         begun = self._begun(job)
         if job.contestant.peer is not None:
-            before = meter.read()
             found = job.contestant.peer.run(job.seed)
-            after = meter.read()
             self._check_same_peer(job, found)
-            used = None if before is None or after is None else after - before
-            return begun | found | {"energy_j": used}
+            return begun | found
         assert job.contestant.recipe is not None
         config = self._config(job, self.config)
         return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
@@ -271,7 +275,7 @@ class Board:
         That first one looks for it on behalf of all its row's runs.
         """
         earlier = (run["machine"] for run in self.record["runs"] if row_of(run) == job.row)
-        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self.runs})
+        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self._alike})
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:

@@ -19,6 +19,7 @@ from fastresnet.engine.listener import Listener
 from fastresnet.engine.state import EmaModel, TrainState
 from fastresnet.engine.step import TrainStep
 from fastresnet.engine.way import Way
+from fastresnet.environment import environment
 from fastresnet.errors import UserError
 from fastresnet.inference import Weights
 from fastresnet.kernels.conv import check_convs
@@ -33,7 +34,7 @@ from fastresnet.mix import Mix
 from fastresnet.optim import build_optimizer
 from fastresnet.recipe import Recipe
 from fastresnet.resnet import build_model
-from fastresnet.run import RunConfig, environment
+from fastresnet.run import RunConfig
 from fastresnet.schedule import build_schedule
 
 

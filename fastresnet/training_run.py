@@ -23,18 +23,12 @@ from fastresnet.engine.fit import CHECK_EVERY, Fit
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.rehearsal import warm_loaders
 from fastresnet.engine.session import Session
+from fastresnet.environment import MACHINE_KEYS, machine_difference
 from fastresnet.errors import UserError
 from fastresnet.folder import RunFolder, check_writable
 from fastresnet.inference import Weights, load_weights
 from fastresnet.recipe import Recipe
-from fastresnet.run import (
-    MACHINE_KEYS,
-    Clocks,
-    RunConfig,
-    RunResult,
-    file_change,
-    machine_difference,
-)
+from fastresnet.run import Clocks, RunConfig, RunResult, file_change
 from fastresnet.training_warmup import warm_up_step
 from fastresnet.whiten import Whitening
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from fastresnet.bench.board import Row
+from fastresnet.bench.board import ENERGY, Row
 from fastresnet.cli.main import app
 from fastresnet.errors import UserError
 
@@ -36,7 +36,7 @@ def refusal(result: Result) -> str:
 def record_of(runs: list[dict[str, Any]], rows: list[Row], **changes: Any) -> dict[str, Any]:
     where = {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0", "cores": 1}
     settings = {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 2}
-    record = {"environment": where, "settings": settings, "command": "x", "energy": "of the whole GPU"}
+    record = {"environment": where, "settings": settings, "command": "x", "energy": ENERGY}
     return record | {"rows": [vars(row) for row in rows], "runs": runs, "not_measured": []} | changes
 
 

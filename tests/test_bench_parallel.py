@@ -23,7 +23,7 @@ from typed_commands import Command
 
 from fastresnet.bench import at_once
 from fastresnet.bench.at_once import decided, found_in, in_words, shared
-from fastresnet.bench.board import Row, standings
+from fastresnet.bench.board import ENERGY, Row, standings
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.board_plot import draw
 from fastresnet.bench.trainers import Trainer
@@ -251,7 +251,7 @@ def test_rows_at_once_come_after_those_that_were_timed_alone() -> None:
     record = {
         "environment": {"device_name": "some GPU", "torch": "2", "threads": 1, "cuda": "13.0"},
         "settings": {"target": 0.94, "dataset": "CIFAR-10", "eval_every": 1},
-        **{"command": "x", "energy": "of the whole GPU", "rows": [vars(beside), vars(alone)], "runs": runs},
+        **{"command": "x", "energy": ENERGY, "rows": [vars(beside), vars(alone)], "runs": runs},
         **{"not_measured": [], "at_once": [{**FASTER, "asked": 4, "at_once": 4}]},
     }
     assert [(line.row, line.verdict) for line in standings(record)] == [

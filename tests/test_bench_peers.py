@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ('echo \'{"accuracy": 0.94, "seconds": 1e400, "clock": "x"}\'', "must print, last"),
         ('echo \'{"accuracy": 0.94, "seconds": 1, "clock": " "}\'', "must print, last"),
         ('echo \'{"accuracy": 0.94, "seconds": 1, "clock": "x", "cpu_s": "2"}\'', "must print, last"),
+        ('echo \'{"accuracy": 0.94, "seconds": 1, "clock": "x", "energy_j": 0}\'', "must print, last"),
         # half a character, which no file in UTF-8 holds
         ('printf \'%s\' \'{"accuracy": 0.9, "seconds": 1, "clock": "\\ud800"}\'', "must print, last"),
         ('printf \'%s\' \'{"accuracy": 0.9, "seconds": 1, "clock": "x", "tta": "\\udfff"}\'', "must print"),
@@ -51,6 +52,17 @@ def test_a_peer_that_does_not_answer_is_named(command: str, complaint: str) -> N
     with pytest.raises(UserError) as refused:
         Peer.parse(f"other={command}").run(0)
     assert str(refused.value).startswith("--peer other ") and complaint in str(refused.value)
+
+
+def test_a_peers_energy_is_its_own_line_s() -> None:
+    """Read from the card it would be its whole process's, beside ours of the training alone."""
+    line = '{"accuracy": 0.94, "seconds": 1, "clock": "x", "energy_j": 500}'
+    run = Peer.parse(f"other=echo '{line}'").run(0)
+    assert run["energy_j"] == 500
+    record = record_of([run_of(row("other"), 0, 0.94, 1) | run], [row("other")], energy="NVML: no such card")
+    page = to_markdown(record)
+    assert "| 500 |" in page
+    assert "Energy: what peers' own lines say; of ours none was read, NVML: no such card." in page
 
 
 def test_a_peers_name_stands_in_a_table() -> None:

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from board_records import TINY, bench, read, refusal
 from tiny_runs import write_tiny
 
@@ -27,6 +29,7 @@ from fastresnet.bench.contestants import default_names
 from fastresnet.bench.seeds import SEARCH_SEEDS
 from fastresnet.catalogue import BUDGET
 from fastresnet.engine.machine import UNFOUND
+from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, RunResult
@@ -88,10 +91,13 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
     assert "torch was '2.0'" in refusal(bench(*own))
 
 
+@pytest.mark.parametrize(("device", "alike"), [("cpu", 2), ("cuda", ALIKE_ON_GPU)])
 def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, alike: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two rows, of which each has a way of its own."""
+    """Two rows, of which each has a way of its own; on a GPU it is looked for however short they are."""
+    chosen = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(time_to_accuracy, "choose_machine", lambda config: chosen)
     asked, out = [], tmp_path / "board.json"
 
     def trained(recipe: Recipe, config: RunConfig, **options: Any) -> RunResult:
@@ -103,7 +109,7 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     monkeypatch.setattr(board_run, "train", trained)
     arguments = (*TINY, "--data", data, "--out", out, "--epochs", "1,2", "--archs", "n2-b1-c16")
     assert bench(*arguments, "--runs", "2").exit_code == 0
-    assert asked == [(1, 0, "auto", 2), (2, 0, "auto", 2), (2, 1, "direct", 1), (1, 1, "winograd", 1)]
+    assert asked == [(1, 0, "auto", alike), (2, 0, "auto", alike), (2, 1, "direct", 1), (1, 1, "winograd", 1)]
     assert bench(*arguments, "--runs", "3").exit_code == 0
     assert asked[4:] == [(1, 2, "winograd", 1), (2, 2, "direct", 1)]
 

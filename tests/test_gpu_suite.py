@@ -16,7 +16,8 @@ import pytest
 import typer
 
 from fastresnet.bench import gpu_suite
-from fastresnet.bench.gpu_suite import KERNEL_TESTS, ROOT, Stage, Suite, main, obstacle, stages
+from fastresnet.bench.gpu_stages import KERNEL_TESTS, RECORDS, ROOT, Stage, stages
+from fastresnet.bench.gpu_suite import Suite, main, obstacle
 from fastresnet.cli.main import app
 from fastresnet.loaders import dataset
 
@@ -42,12 +43,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 from fastresnet.bench import gpu_suite
+from fastresnet.bench.gpu_stages import Stage
 gpu_suite.LOOK_EVERY_S = 0.02
 folder, script = Path(sys.argv[1]), sys.argv[2]
 measure = (sys.executable, "-S", script, "{out}", "{minutes}")
 plan = [
-    gpu_suite.Stage(name="tests/one", command=(sys.executable, "-S", "-c", "print('3 passed')")),
-    gpu_suite.Stage(name="kernels", command=measure, record="kernels"),
+    Stage(name="tests/one", command=(sys.executable, "-S", "-c", "print('3 passed')")),
+    Stage(name="kernels", command=measure, record="kernels"),
 ]
 sys.exit(gpu_suite.Suite(folder, plan, float(sys.argv[3]), print).run())
 """
@@ -122,6 +124,28 @@ def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) ->
     assert page.startswith("<!-- bench kernels -->\n# Kernels\n12 cases\n") and "# Loaders\nold\n" in page
 
 
+def test_what_failed_or_was_ended_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "LATE_S", 0.0)
+    monkeypatch.setattr(gpu_suite, "LOOK_EVERY_S", 0.02)
+
+    def stage(name: str, program: str) -> Stage:
+        return Stage(name=name, command=(sys.executable, "-S", "-c", program))
+
+    sleeps = stage("tests/long", "import time; time.sleep(60)")
+    fails, passes = stage("tests/bad", "raise SystemExit('no')"), stage("tests/good", "print('1 passed')")
+    told: list[str] = []
+    assert Suite(tmp_path / "out", [sleeps], 0.005, told.append).run() == 0  # that is no failure
+    assert told[1] == "tests/long: stopped for want of time"
+    assert read(tmp_path / "out", "suite.json")["stages"]["tests/long"]["error"] == "out of time"
+    told.clear()
+    assert Suite(tmp_path / "out", [fails, sleeps, passes], 0.02, told.append).run() == 1
+    begun = [line.removesuffix(" ...") for line in told if line.endswith(" ...")]
+    assert begun == ["tests/bad", "tests/good", "tests/long"]
+    told.clear()
+    assert Suite(tmp_path / "out", [fails, passes, stage("tests/new", "")], 5, told.append).run() == 1
+    assert [line.removesuffix(" ...") for line in told if line.endswith(" ...")] == ["tests/new", "tests/bad"]
+
+
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("rehearse", [False, True])
 @pytest.mark.parametrize("data", [None, "some.tar"])
@@ -139,7 +163,7 @@ def test_stages_are_commands_that_exist(everything: bool, rehearse: bool, data: 
         assert stage.command[:4] == ("python", "-m", "fastresnet", "bench")
         filled = [part.format(minutes=1, out="x.json") for part in stage.command[5:]]
         bench[stage.command[4]].make_context(stage.command[4], filled)
-    assert [stage.record for stage in plan if stage.record] == list(gpu_suite.RECORDS)
+    assert [stage.record for stage in plan if stage.record] == list(RECORDS)
     assert all((ROOT / "tests" / name).is_file() for name in KERNEL_TESTS)
 
 
@@ -170,6 +194,16 @@ def test_data_is_what_it_is_for_train_but_of_a_rehearsal(
     (board,) = (stage.command for stage in planned if stage.name == "time-to")
     assert board[board.index("--target") + 1] == target
     assert (board[board.index("--data") + 1] if "--data" in board else None) == data
+
+
+def test_a_package_that_lacks_what_it_imports_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_there.py").write_text("import no_such_core\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert gpu_suite.missing(["json", "half_there", "no_such_module"]) == [
+        *("half_there (for want of no_such_core)", "no_such_module"),
+    ]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

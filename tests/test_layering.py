@@ -38,7 +38,7 @@ ROOMS = {
     "draws": Room(("draws",), ()),
     "arch": Room(("arch", "slug", "layers", "catalogue", "widest"), ()),
     "recipe": Room(("recipe*", "toml_*"), ("arch",)),
-    "run": Room(("run", "recorded", "folder"), ("recipe",)),
+    "run": Room(("run", "recorded", "folder", "environment"), ("recipe",)),
     "kernels": Room(("kernels",), ()),
     "resnet": Room(("resnet",), ("arch", "kernels")),
     "parts": Room(("augment*", "mix", "optim", "muon", "schedule", "losses"), ("draws", "recipe")),

@@ -26,11 +26,11 @@ from tiny_runs import (
 from fastresnet.atomic import read_sealed_json, write_sealed_json
 from fastresnet.engine.checkpoint import BEST, LAST, load_last, read_checkpoint
 from fastresnet.engine.fit import Interrupted
+from fastresnet.environment import environment, machine_difference
 from fastresnet.errors import UserError
 from fastresnet.inference import load_weights, split_reference
 from fastresnet.kernels import dispatch
 from fastresnet.resnet import build_model
-from fastresnet.run import environment, machine_difference
 from fastresnet.training import MachineDiffers, resume, train
 
 

@@ -19,8 +19,8 @@ from fastresnet.bench.regression.gate import (
     table,
 )
 from fastresnet.engine.machine import device_name, resolve_device, resolve_threads
+from fastresnet.environment import environment
 from fastresnet.errors import UserError
-from fastresnet.run import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -130,7 +130,7 @@ def _processor() -> Finding:
     import psutil
     import torch
 
-    from fastresnet.run import cpu_model
+    from fastresnet.environment import cpu_model
 
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory = psutil.virtual_memory()

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from fastresnet.engine.distributed import ALONE, Ranks
+from fastresnet.environment import cpu_flags, cpu_model
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
-from fastresnet.run import RunConfig, cpu_flags, cpu_model
+from fastresnet.run import RunConfig
 from fastresnet.words import counted
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}

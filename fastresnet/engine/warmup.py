@@ -18,6 +18,9 @@ from fastresnet.run import RunConfig
 # Compiling is tried when the eager run would last longer than this, and kept when it is faster by more than noise.
 WORTH_COMPILING_S = {"cpu": 600.0, "cuda": 60.0}
 KEEP_RATIO = 0.95
+# So many trainings alike that on a GPU, where it takes minutes, everything is measured: of figures whose clock leaves
+# that out, which would else hang on how many runs they are the mean of.
+ALIKE_ON_GPU = 10_000
 # Some seconds go into generating a CPU's code, and up to 20 steps into measuring each kind.
 WORTH_GENERATING_S, WORTH_GENERATING_STEPS = 20.0, 100
 PLAIN = {"compile": "off", "kernels": "eager", "convs": "direct", "graphs": "off"}
@@ -199,7 +202,7 @@ class Search:
         elif wanted == "auto":
             compiled = replace(plain, compile="on", kernels=self._kernels(compiled=True, worth=worth))
             found = self._faster(plain, compiled, "compile")
-            # On a GPU a fused optimizer is one kernel already.
+            # On a GPU most optimizers are one fused kernel already, and for Muon it is unmeasured.
             if found == compiled and self.step.device_type == "cpu" and whole_obstacle(self.step) is None:
                 found = self._faster(found, replace(found, compile="whole"), "compile")
             if found != plain:

@@ -151,7 +151,7 @@ def _write(
     path: Path, seed: int, short: bool, seconds: float, rows: list[dict[str, Any]], failed: list[Outcome]
 ) -> None:
     from fastresnet.bench.record import make_record, write_record
-    from fastresnet.run import cpu_model
+    from fastresnet.environment import cpu_model
 
     record = make_record(
         "torture",
