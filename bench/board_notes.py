@@ -47,7 +47,10 @@ def _are_alike(runs: Sequence[dict[str, Any]]) -> bool:
 def commits_note(record: dict[str, Any]) -> list[str]:
     """Return a paragraph that tells the commits of the runs, where there are runs."""
     commits = list(dict.fromkeys(str(run["git"]) for run in record["runs"]))
-    told = [commit.replace("-dirty", " with changes") for commit in commits]
+    told = [
+        commit.replace("-dirty", " with changes").replace("source-", "a source without git, of hash ")
+        for commit in commits
+    ]
     if not told:
         return []
     return [

@@ -103,12 +103,10 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines += ["", f"No energy was read: {obstacle}."]
     elif energy:
         apart = "; none is attributed to trainings that ran at once" if at_once else ""
-        ours = (
-            obstacle
-            if obstacle == ENERGY
-            else f"what peers' own lines say; of ours none was read, {obstacle}"
-        )
-        lines += ["", f"Energy: {ours}{apart}."]
+        of_ours = any(line.energy_j is not None and line.row.recipe is not None for line in lines_of)
+        why_not = "" if obstacle in (None, ENERGY) else f", {obstacle}"
+        told = obstacle if of_ours else f"what peers' own lines say; of ours none was read{why_not}"
+        lines += ["", f"Energy: {told}{apart}."]
     lines += _peers(record)
     lines += commits_note(record)
     lines += missing_notes(record)

@@ -12,14 +12,18 @@ they said), ``page.md`` (every table) and the kernels' plot; the board's is draw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +31,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.gpu_stages import RECORDS, ROOT, Stage, stages
-from fastresnet.bench.orphans import die_with_parent
+from fastresnet.bench.orphans import guarded
 
 STATE, LOG, PAGE = "suite.json", "suite.log", "page.md"
 PLOT = "kernels.png"
@@ -38,7 +42,7 @@ NEEDED = (
     *("matplotlib", "jinja2", "psutil"),
 )
 MINUTES = 9.0
-OUT_OF_TIME = "out of time"
+ALL_OF_THEM_S = 60.0  # begun within them, a stage had all of the minutes
 LATE_S = (
     30.0  # after the minutes; a stage that is told of them ends by itself, but for what it is in the midst of
 )
@@ -50,8 +54,9 @@ class Suite:
 
     Args:
         folder: of the records; what is in it already is gone on with.
-        stages: in order; those that failed, or were ended, in an earlier start come after the others.
-        minutes: after them nothing is started, and what is under way has LATE_S to end.
+        stages: in order; the more often one failed in earlier starts, the later it comes.
+        minutes: after them nothing is started, and what is under way has LATE_S to end. A stage that was ended so has
+            failed where it had all of them.
         tell: told a line a stage.
     """
 
@@ -60,7 +65,8 @@ class Suite:
     ) -> None:
         self.folder = folder
         self.stages = stages
-        self.deadline = time.monotonic() + 60 * minutes
+        self.begun = time.monotonic()
+        self.deadline = self.begun + 60 * minutes
         self.tell = tell
         folder.mkdir(parents=True, exist_ok=True)
         for torn in folder.glob(".*.tmp"):  # of a suite that was killed while it wrote
@@ -79,24 +85,27 @@ class Suite:
             for record in RECORDS:
                 if (self.folder / f"{record}.json").exists():
                     shutil.copy(self.folder / f"{record}.json", work)
-            for stage in sorted(self.stages, key=self._has_erred):
+            for stage in sorted(self.stages, key=self._failures):
                 if self._is_done(stage):
                     continue
                 if time.monotonic() >= self.deadline:
                     break
                 self._run(stage, work)
         left = [stage.name for stage in self.stages if not self._is_done(stage)]
-        errors = [self.state["stages"].get(name, {}).get("error") for name in left]
         if left:
             self.tell(f"left: {', '.join(left)}; the same command goes on")
-        return sum(error not in (None, OUT_OF_TIME) for error in errors)
+        return sum(self._failures(stage) > 0 for stage in self.stages)
+
+    def _noted(self, stage: Stage) -> dict[str, Any]:
+        """Return what is known of the stage as it is now; nothing where its command has changed."""
+        noted: dict[str, Any] = self.state["stages"].get(stage.name, {})
+        return noted if noted.get("command") == list(stage.command[1:]) else {}
 
     def _is_done(self, stage: Stage) -> bool:
-        noted = self.state["stages"].get(stage.name, {})
-        return bool(noted.get("done")) and noted["command"] == list(stage.command[1:])
+        return bool(self._noted(stage).get("done"))
 
-    def _has_erred(self, stage: Stage) -> bool:
-        return self.state["stages"].get(stage.name, {}).get("error") is not None
+    def _failures(self, stage: Stage) -> int:
+        return int(self._noted(stage).get("failures", 0))
 
     def _run(self, stage: Stage, work: Path) -> None:
         out = work / f"{stage.record}.json"
@@ -104,18 +113,20 @@ class Suite:
         filled = {"{minutes}": f"{minutes:.3f}", "{out}": str(out)}
         command = [filled.get(part, part) for part in stage.command]
         self.tell(f"{stage.name} ...")
-        start = time.monotonic()
+        start, ended_late = time.monotonic(), False
         log = self.folder / LOG
         with open(log, "ab") as file:
             file.write(f"\n$ {stage.name}\n".encode())
             file.flush()
             offset = file.tell()
             process = subprocess.Popen(
-                command,
+                guarded(shlex.join(command)),  # so that nothing outlives the suite beside its next start
                 cwd=ROOT,
+                env={**os.environ, "TMPDIR": str(work)},
+                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,  # so that none outlives the suite beside its next start
+                start_new_session=True,
             )
             try:
                 while process.poll() is None:
@@ -124,28 +135,31 @@ class Suite:
                     except subprocess.TimeoutExpired:
                         self._collect(work)  # what is measured is kept though this process be killed
                         if time.monotonic() >= self.deadline + LATE_S:
-                            process.kill()
+                            ended_late = True
+                            break
             finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         said = log.read_bytes()[offset:].decode(errors="replace").strip().splitlines() or [""]
         self._collect(work)
         # pytest's 5 is that a file's tests were all left out at its top
         ended = process.returncode == 0 or (stage.record is None and process.returncode == 5)
         complete = ended and not self._unmeasured(stage, work)
-        late = not ended and time.monotonic() >= self.deadline + LATE_S
-        error = OUT_OF_TIME if late else f"exit {process.returncode}: {said[-1]}"
+        error = None if ended else f"exit {process.returncode}: {said[-1]}"
+        if ended_late:
+            had_all = start - self.begun < ALL_OF_THEM_S
+            error = f"it took longer than {minutes:.2g} minutes" if had_all else None
         self.state["stages"][stage.name] = {
             "command": list(stage.command[1:]),
             "done": complete,
-            "error": None if ended else error,
+            "error": error,
+            "failures": 0 if error is None else self._failures(stage) + 1,
             "said": said[-1] if stage.record is None else None,
             "seconds": round(time.monotonic() - start, 1),
         }
         self._write(STATE, (json.dumps(self.state, indent=1) + "\n").encode())
-        stopped = ended or late
-        how = "done" if complete else "stopped for want of time" if stopped else f"failed with {said[-1]}"
+        how = "done" if complete else "stopped for want of time" if error is None else f"failed: {error}"
         self.tell(f"{stage.name}: {said[-1] if ended and stage.record is None else how}")
 
     def _unmeasured(self, stage: Stage, work: Path) -> bool:
@@ -184,7 +198,7 @@ class Suite:
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """Return which of ``names`` cannot be imported here, or lack what they import themselves."""
+    """Return which of ``names`` cannot be imported here; why, where they are here."""
     found = []
     for name in names:
         try:
@@ -192,8 +206,10 @@ def missing(names: Sequence[str]) -> list[str]:
                 importlib.import_module(name)
             elif importlib.util.find_spec(name) is None:
                 found.append(name)
-        except ImportError as error:
-            found.append(name if error.name in (name, None) else f"{name} (for want of {error.name})")
+        except Exception as error:  # of what it imports itself, or of a library that cannot be loaded
+            reason = textwrap.shorten(str(error), 100)
+            absent = isinstance(error, ModuleNotFoundError) and error.name == name
+            found.append(name if absent else f"{name} ({reason})")
     return found
 
 

@@ -47,8 +47,11 @@ def _held_bytes() -> int:
     return total
 
 
-def _child(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(
+    theirs: Connection, connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
+    theirs.close()  # held here too, it would keep this waiting for a parent that was killed
 
     def weigh(on: bool) -> None:
         connection.send(("weigh", on))
@@ -75,7 +78,7 @@ def run_isolated(function: Callable[..., Any], *arguments: Any, limit_s: float) 
     context = multiprocessing.get_context("fork")
     before = _held_bytes()
     here, there = context.Pipe()
-    process = context.Process(target=_child, args=(there, function, arguments))
+    process = context.Process(target=_child, args=(here, there, function, arguments))
     sys.stdout.flush()
     sys.stderr.flush()
     process.start()

@@ -70,6 +70,7 @@ class Board:
         tell: told lines.
         parallel: most trainings at once, of archs for which that is faster a run.
         base_first: take turns in the rows' order always, so that what is stopped holds whole pairs with the first.
+        every_way: on a GPU measure every way of doing the steps for a row's figure, however short its runs are.
         failed: why a run could not be done, by its row's label; the row's others are not tried.
     """
 
@@ -84,6 +85,7 @@ class Board:
     parallel: int = 1
     first_seed: int = 0
     base_first: bool = False
+    every_way: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
     def settle(self) -> None:
@@ -95,7 +97,7 @@ class Board:
         for contestant in self.contestants:
             if self.parallel > 1 and contestant.recipe is not None:
                 # Those measured do their steps as the runs will.
-                config = self.config.model_copy(update={"alike": self._alike})
+                config = self.config.model_copy(update={"alike": self._alike(FIGURE)})
                 settle(self.record, contestant.recipe, config, self.data, self.parallel, self.tell)
 
     @property
@@ -103,10 +105,10 @@ class Board:
         archs = {each.recipe.arch for each in self.contestants if each.recipe is not None}
         return self.parallel == 1 or all(found_in(self.record, arch, self.parallel) for arch in archs)
 
-    @property
-    def _alike(self) -> int:
-        """The trainings whose length is weighed against what finding their way takes."""
-        return self.runs if choose_machine(self.config).device.type == "cpu" else ALIKE_ON_GPU
+    def _alike(self, role: str) -> int:
+        """Return the trainings whose length is weighed against what finding their way takes."""
+        every_way = self.every_way and role == FIGURE and choose_machine(self.config).device.type == "cuda"
+        return ALIKE_ON_GPU if every_way else self.runs
 
     def row(self, contestant: Contestant) -> Row:
         """Return the contestant's line of the board, :meth:`settle` done."""
@@ -219,7 +221,8 @@ class Board:
             Interrupted: a signal asked to stop; the run that was under way will be done again.
         """
         meter = EnergyMeter(choose_machine(self.config).device)
-        if not any(run["energy_j"] is not None for run in self.record["runs"]):
+        ours = (run for run in self.record["runs"] if row_of(run).recipe is not None)
+        if not any(run["energy_j"] is not None for run in ours):
             self.record["energy"] = meter.obstacle or ENERGY
         while (jobs := self.jobs()) and not out_of_time():
             if any(job.row.at_once > 1 for job in jobs):
@@ -275,7 +278,9 @@ class Board:
         That first one looks for it on behalf of all its row's runs.
         """
         earlier = (run["machine"] for run in self.record["runs"] if row_of(run) == job.row)
-        found = next(({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self._alike})
+        found = next(
+            ({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self._alike(job.role)}
+        )
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:

@@ -47,7 +47,7 @@ class DatasetInfo(Recorded):
 
 
 class Environment(Recorded):
-    """The machine and versions, as ``run.environment`` has them; what else is there is only compared."""
+    """The machine and versions, as ``environment.environment`` has them; what else is there is only compared."""
 
     fastresnet: str
     torch: str

@@ -54,8 +54,8 @@ class RunConfig(BaseModel):
         target: accuracy in (0, 1] whose first crossing is timed; None times nothing.
         device, loader, amp, compile, kernels, convs, graphs, threads: ``auto`` (0 threads) until resolved; a run that
             has started holds what was chosen, and a resumed run reuses it.
-        alike: trainings that will do their steps as this one finds, itself included, on a board: what the finding may
-            take is weighed against the length of all of them.
+        alike: trainings that will do their steps as this one finds, itself included: what the finding may take is
+            weighed against the length of all of them (in ``fastresnet bench``; a great number has all be measured).
         sync_bn: over several ranks, normalise by the statistics of the whole batch, as one process does;
             otherwise each rank by those of its share. A process by itself does the same either way.
         workers: processes (``torch``) or threads (``numba``, ``ffcv``, ``dali``) that load; 0 chooses.

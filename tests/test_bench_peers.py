@@ -15,6 +15,7 @@ import pytest
 from board_records import TINY, bench, read, record_of, refusal, row, run_of
 
 from fastresnet.bench import board_run
+from fastresnet.bench.board import ENERGY
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.comparison import compare, find_row, welch
 from fastresnet.bench.peers import Peer
@@ -59,10 +60,14 @@ def test_a_peers_energy_is_its_own_line_s() -> None:
     line = '{"accuracy": 0.94, "seconds": 1, "clock": "x", "energy_j": 500}'
     run = Peer.parse(f"other=echo '{line}'").run(0)
     assert run["energy_j"] == 500
-    record = record_of([run_of(row("other"), 0, 0.94, 1) | run], [row("other")], energy="NVML: no such card")
+    other = row("other", recipe=None)
+    record = record_of([run_of(other, 0, 0.94, 1) | run], [other], energy="NVML: no such card")
     page = to_markdown(record)
     assert "| 500 |" in page
     assert "Energy: what peers' own lines say; of ours none was read, NVML: no such card." in page
+    ours = run_of(row("ours"), 0, 0.94, 1, energy_j=300.0)
+    both = record_of([ours, run_of(other, 0, 0.94, 1) | run], [row("ours"), other], energy=ENERGY)
+    assert f"Energy: {ENERGY}." in to_markdown(both)
 
 
 def test_a_peers_name_stands_in_a_table() -> None:

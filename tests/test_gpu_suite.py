@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import typer
 
@@ -60,6 +61,13 @@ def start(folder: Path, minutes: float = 5) -> subprocess.Popen[str]:
     script.write_text(MEASURE)
     command = [sys.executable, "-c", DRIVER, str(folder), str(script), str(minutes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def read(folder: Path, name: str) -> Any:
@@ -111,7 +119,7 @@ def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) ->
     assert Suite(tmp_path / "out", [fails, short], 5, told.append).run() == 1
     state = read(tmp_path / "out", "suite.json")["stages"]
     assert state["tests/bad"]["error"] == "exit 1: no such GPU" and not state["kernels"]["done"]
-    assert "kernels: stopped for want of time" in told and "tests/bad: failed with no such GPU" in told
+    assert "kernels: stopped for want of time" in told and "tests/bad: failed: exit 1: no such GPU" in told
     assert told[-1] == "left: tests/bad, kernels; the same command goes on"
     (tmp_path / "out" / "page.md").write_text("<!-- bench loaders -->\n# Loaders\nold\n")
 
@@ -124,26 +132,63 @@ def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) ->
     assert page.startswith("<!-- bench kernels -->\n# Kernels\n12 cases\n") and "# Loaders\nold\n" in page
 
 
-def test_what_failed_or_was_ended_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, flag = tmp_path / "out", tmp_path / "quick"
     monkeypatch.setattr(gpu_suite, "LATE_S", 0.0)
     monkeypatch.setattr(gpu_suite, "LOOK_EVERY_S", 0.02)
 
     def stage(name: str, program: str) -> Stage:
-        return Stage(name=name, command=(sys.executable, "-S", "-c", program))
+        return Stage(name=f"tests/{name}", command=(sys.executable, "-S", "-c", program))
 
-    sleeps = stage("tests/long", "import time; time.sleep(60)")
-    fails, passes = stage("tests/bad", "raise SystemExit('no')"), stage("tests/good", "print('1 passed')")
-    told: list[str] = []
-    assert Suite(tmp_path / "out", [sleeps], 0.005, told.append).run() == 0  # that is no failure
-    assert told[1] == "tests/long: stopped for want of time"
-    assert read(tmp_path / "out", "suite.json")["stages"]["tests/long"]["error"] == "out of time"
-    told.clear()
-    assert Suite(tmp_path / "out", [fails, sleeps, passes], 0.02, told.append).run() == 1
-    begun = [line.removesuffix(" ...") for line in told if line.endswith(" ...")]
-    assert begun == ["tests/bad", "tests/good", "tests/long"]
-    told.clear()
-    assert Suite(tmp_path / "out", [fails, passes, stage("tests/new", "")], 5, told.append).run() == 1
-    assert [line.removesuffix(" ...") for line in told if line.endswith(" ...")] == ["tests/new", "tests/bad"]
+    slow = f"import os, time; os.path.exists({str(flag)!r}) or time.sleep(60); print('2 passed')"
+    long, good = stage("long", slow), stage("good", "print('1 passed')")
+    bad = stage("bad", "raise SystemExit('no')")
+
+    def begun(plan: list[Stage], minutes: float = 5) -> tuple[int, list[str]]:
+        told: list[str] = []
+        failed = Suite(folder, plan, minutes, told.append).run()
+        return failed, [line[6:].removesuffix(" ...") for line in told if line.endswith(" ...")]
+
+    # One that had all of the time and did not end has failed; one that had the rest of it has not.
+    assert begun([long], 0.005) == (1, ["long"])
+    assert "it took longer than 0.005 minutes" in read(folder, "suite.json")["stages"]["tests/long"]["error"]
+    assert begun([long, bad, good], 0.03)[1] == ["bad", "good", "long"]
+    monkeypatch.setattr(gpu_suite, "ALL_OF_THEM_S", 0.0)
+    assert begun([long], 0.005)[0] == 0 and not read(folder, "suite.json")["stages"]["tests/long"]["done"]
+
+    # Of two that fail the one that failed less often comes first, and first of all comes what has not.
+    assert begun([bad]) == (1, ["bad"])
+    flag.touch()
+    worse = stage("worse", "raise SystemExit('no')")
+    assert begun([bad, worse, long]) == (2, ["worse", "long", "bad"])
+    changed = Stage(name="tests/bad", command=(*bad.command, "changed"))
+    assert begun([worse, changed]) == (2, ["bad", "worse"])
+
+
+def test_nothing_that_a_stage_started_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "LATE_S", 0.0)
+    monkeypatch.setattr(gpu_suite, "LOOK_EVERY_S", 0.02)
+    written = tmp_path / "pid"
+    program = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(written)!r} + '.tmp', 'w').write(str(child.pid))\n"
+        f"os.rename({str(written)!r} + '.tmp', {str(written)!r})\n"
+        "time.sleep(60)\n"
+    )
+    stage = Stage(name="tests/parent", command=(sys.executable, "-S", "-c", program))
+    suite = Suite(tmp_path / "out", [stage], 5, print)
+
+    def collect(work: Path) -> None:
+        if written.exists():
+            suite.deadline = 0.0
+
+    monkeypatch.setattr(suite, "_collect", collect)
+    suite.run()
+    end = time.monotonic() + FAR
+    while is_alive(int(written.read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -202,7 +247,7 @@ def test_a_package_that_lacks_what_it_imports_is_named(
     (tmp_path / "half_there.py").write_text("import no_such_core\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert gpu_suite.missing(["json", "half_there", "no_such_module"]) == [
-        *("half_there (for want of no_such_core)", "no_such_module"),
+        *("half_there (No module named 'no_such_core')", "no_such_module"),
     ]
 
 

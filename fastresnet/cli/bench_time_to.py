@@ -296,5 +296,6 @@ def _open(
         save=lambda record: write_board(record, path),
         tell=lambda line: typer.echo(line, err=True),
         parallel=parallel,
+        every_way=True,
     )
     return board, path

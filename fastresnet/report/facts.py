@@ -212,7 +212,7 @@ def run_table(record: RunRecord) -> Table:
         ("versions", f"fastresnet {env['fastresnet']}, torch {env['torch']}, Python {env['python']}"),
     ]
     if env.get("git"):
-        rows.append(("commit", env["git"]))
+        rows.append(("source" if env["git"].startswith("source-") else "commit", env["git"]))
     if len(record.segments) > 1:
         before = record.segments[-2]
         rows.append(("started from", f"{before.run}, {before.weights} weights"))
