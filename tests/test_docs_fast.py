@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastresnet.bench.ablation import tables
+from fastresnet.bench.asked import changed
 from fastresnet.bench.board import standings
 from fastresnet.bench.comparison import compare
 from fastresnet.recipe import load_recipe
@@ -59,9 +60,12 @@ def test_what_the_page_says_of_the_ablation() -> None:
     text = " ".join(PAGE.split())
     assert f"helps by {found(4, 'gelu')} at 4 epochs and {found(10, 'gelu')} at 10" in text
     assert f"SGD costs {found(4, 'sgd-0.6', 'sgd')} at an lr of 0.6" in text
-    assert f"cost {found(10, 'without-extras')} at 10 epochs" in text
+    assert f"and {found(10, 'without-extras')} beside the recipe with decay and ReLU (three)" in text
     assert f"undecided at 4 epochs, +{found(4, 'no-decay')}, and at 10" in text
-    assert f"when those had been seen, it is +{found(10, 'no-decay')}." in text
+    assert f"when those had been seen, +{found(10, 'no-decay')}." in text
+    assert f"At 10 epochs of fresh seeds it costs {found(10, 'sgd-0.6', 'fresh')} (three pairs)" in text
+    assert f"a decay of 5e-4 costs {found(10, 'decay-5e-4', 'fresh')} (four pairs)" in text
+    assert f"all at once they cost {found(10, 'without-extras', 'fresh')} at 10 epochs of fresh seeds" in text
     assert f"the head helps by {found(4, 'other-lr-double')} at 4 epochs" in text
     for quoted, row in {
         "2.2 at 0.3": (4, "sgd-0.3"),
@@ -84,6 +88,27 @@ def test_what_the_page_says_of_the_three_pairs_without_decay_that_were_planned()
     assert line.difference is not None and line.difference_half is not None and line.verdict == "undecided"
     said = f"+{100 * line.difference:.2f} ± {100 * line.difference_half:.2f}"
     assert f"by the three pairs that were planned, {said};" in " ".join(PAGE.split())
+
+
+def test_fresh_seeds_bear_out_what_fast_is() -> None:
+    """Each thing taken back costs, by as many pairs as were planned, of seeds that had chosen nothing."""
+    record = json.loads((RECORDS / "ablation-fresh-10-resnet8-j75-cpu.json").read_bytes())
+    assert not changed(record)
+    (table,) = tables(record)
+    told = {line.name: (line.runs, line.verdict) for line in table.lines if line.name != "base"}
+    assert told == {"decay-5e-4": (4, "hurts"), "without-extras": (4, "hurts"), "sgd-0.6": (3, "hurts")}
+    others = [path for path in RECORDS.glob("*resnet8-j75-cpu.json") if "fresh" not in path.name]
+    chose = {run["seed"] for path in others for run in json.loads(path.read_bytes()).get("runs", ())}
+    assert chose and chose.isdisjoint(run["seed"] for run in record["runs"])
+    base = [run["accuracy_without_tta"] for run in record["runs"] if run["row"]["name"] == "resnet8, base"]
+    mean, deviation = f"{statistics.fmean(base):.4f}", f"{statistics.stdev(base):.4f}"
+    assert len(
+        base
+    ) == 4 and f"{mean} by four other seeds on another machine (standard deviation {deviation}" in " ".join(
+        PAGE.split()
+    )
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"reached {mean} ({deviation};" in readme
 
 
 def test_what_the_page_says_of_smaller_images_first() -> None:
