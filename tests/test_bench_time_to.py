@@ -91,6 +91,19 @@ def test_a_board_of_ours_and_a_peer(data: Path, tmp_path: Path) -> None:
     assert "torch was '2.0'" in refusal(bench(*own))
 
 
+def test_fresh_seeds_are_a_board_of_their_own(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    peer = 'other=echo \'{"accuracy": 0.5, "seconds": 1.5, "clock": "all of seed {seed}"}\''
+    own = (*TINY, "--data", data, "--epochs", "1", "--runs", "2", "--peer", peer, "--peer-minutes", "1")
+    done = bench(*own, "--first-seed", "7")
+    assert done.exit_code == 1 and "its clock is 'all of seed 8' and was 'all of seed 7'" in done.output
+    record = read(tmp_path / "bench-results" / "time-to-tiny-0.5-from-seed-7.json")
+    assert [run["seed"] for run in record["runs"] if run["row"]["recipe"] == "fast"] == [7, 8]
+    assert next(run["clock"] for run in record["runs"] if run["row"]["recipe"] is None) == "all of seed 7"
+
+
 @pytest.mark.parametrize(("device", "alike"), [("cpu", 2), ("cuda", ALIKE_ON_GPU)])
 def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     device: str, alike: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -71,7 +71,7 @@ def time_to(
         typer.Option(
             metavar="NAME=COMMAND",
             help="A command that trains once and prints one JSON line: accuracy, seconds, clock. {seed} in it is the "
-            "run's seed: 0, 1, 2, ...",
+            "run's seed: 0, 1, 2, ... or from --first-seed on.",
         ),
     ] = None,
     peer_minutes: Annotated[
@@ -82,6 +82,10 @@ def time_to(
         typer.Option(metavar="ROW", help="Compare the other rows with this one ('': with none)."),
     ] = None,
     runs: Annotated[int, typer.Option(help="Of each row.", min=1)] = 10,
+    first_seed: Annotated[
+        int,
+        typer.Option(help="Of the runs; others than those that chose a schedule confirm it.", min=0, max=999),
+    ] = 0,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 1,
     minutes: Minutes = None,
     parallel: Parallel = 1,
@@ -98,7 +102,7 @@ def time_to(
         Path | None,
         typer.Option(
             help="The board; a .md and a .png go beside it. One that exists is added to "
-            "[default: bench-results/time-to-<data set>-<target>.json].",
+            "[default: bench-results/time-to-<data set>-<target>.json; with --first-seed, one of its own].",
         ),
     ] = None,
     show: Show = None,
@@ -150,7 +154,8 @@ def time_to(
                 typer.echo(
                     f"note: --peer {each.name} has no {SEED}: its runs should differ by themselves", err=True
                 )
-        board, path = _open(entered, target, runs, search, parallel, config, out)
+        seeds = range(first_seed, first_seed + runs)
+        board, path = _open(entered, target, seeds, search, parallel, config, out)
         check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
         if against is not None:
             # What a search will find, and whether trainings are done at once, is not known yet.
@@ -260,7 +265,7 @@ def _changes(recipe: Recipe, overrides: dict[str, Any]) -> str:
 def _open(
     entered: list[Contestant],
     target: float | None,
-    runs: int,
+    seeds: range,
     search: bool,
     parallel: int,
     config: Any,
@@ -284,11 +289,13 @@ def _open(
             except UserError as error:
                 raise _of_the_row(entry.name, entry.recipe, str(error)) from None
     aim = resolve_target(target, opened.dataset.name)
-    path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}.json"
+    fresh = f"-from-seed-{seeds.start}" if seeds.start else ""  # what confirms is no part of what chose
+    path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}{fresh}.json"
     record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config)
     board = Board(
         contestants=entered,
-        runs=runs,
+        runs=len(seeds),
+        first_seed=seeds.start,
         search=search,
         config=config.model_copy(update={"target": aim}),
         data=opened,
