@@ -80,7 +80,7 @@ class Suite:
 
     def run(self) -> int:
         """Run what is left; return how many stages failed."""
-        with tempfile.TemporaryDirectory(prefix="fastresnet-bench-gpu-") as name:
+        with tempfile.TemporaryDirectory(prefix="fastresnet-bench-gpu-", ignore_cleanup_errors=True) as name:
             work = Path(name)
             for record in RECORDS:
                 if (self.folder / f"{record}.json").exists():
@@ -147,7 +147,7 @@ class Suite:
         ended = process.returncode == 0 or (stage.record is None and process.returncode == 5)
         complete = ended and not self._unmeasured(stage, work)
         error = None if ended else f"exit {process.returncode}: {said[-1]}"
-        if ended_late:
+        if ended_late and not ended:
             had_all = start - self.begun < ALL_OF_THEM_S
             error = f"it took longer than {minutes:.2g} minutes" if had_all else None
         self.state["stages"][stage.name] = {

@@ -275,12 +275,14 @@ class Board:
     def _config(self, job: Job, config: RunConfig) -> RunConfig:
         """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found.
 
-        That first one looks for it on behalf of all its row's runs.
+        That first one looks for it on behalf of all its row's runs; of those by which a search found the row, another.
         """
-        earlier = (run["machine"] for run in self.record["runs"] if row_of(run) == job.row)
-        found = next(
-            ({key: machine[key] for key in UNFOUND} for machine in earlier), {"alike": self._alike(job.role)}
+        earlier = (
+            {key: run["machine"][key] for key in UNFOUND}
+            for run in self.record["runs"]
+            if (row_of(run), run["role"]) == (job.row, job.role)
         )
+        found = next(earlier, {"alike": self._alike(job.role)})
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
@@ -292,8 +294,10 @@ class Board:
             begun = [job for job, _ in under_way.values()]
             finding = set()  # rows whose first run finds the way of their others, which wait for it
             if any(getattr(self.config, key) == "auto" for key in UNFOUND):
-                finding = {job.row for job in begun} - {row_of(run) for run in self.record["runs"]}
-            return [job for job in self.jobs(begun) if job.row.at_once > 1 and job.row not in finding]
+                found = {(row_of(run), run["role"]) for run in self.record["runs"]}
+                finding = {(job.row, job.role) for job in begun} - found
+            jobs = self.jobs(begun)
+            return [job for job in jobs if job.row.at_once > 1 and (job.row, job.role) not in finding]
 
         config = shared(self.config, self.parallel)
         under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}

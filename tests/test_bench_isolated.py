@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,5 +49,5 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     except psutil.NoSuchProcess:
         return
     finally:
-        if psutil.pid_exists(child):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

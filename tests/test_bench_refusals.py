@@ -100,3 +100,10 @@ def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "--search takes one number" in refusal(bench("--search", "--epochs", "12,6", "--archs", "resnet8"))
     twice = ("--peer", "a=true", "--peer", "a=false")
     assert "a is on the board twice" in refusal(bench("--archs", "resnet8", *twice))
+
+
+def test_fresh_seeds_are_of_one_turn() -> None:
+    """Seeds from 1,000 on are those of a row's next turns."""
+    assert "together they may be 1,000 at most" in refusal(
+        bench(*TINY, "--first-seed", "995", "--runs", "10")
+    )

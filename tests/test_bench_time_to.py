@@ -230,8 +230,16 @@ def test_a_search_is_run_again_on_fresh_seeds(
         reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
         return {**reached, "clocks": {}, "curve": [], "machine": UNFOUND}
 
-    monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
+    alike: dict[tuple[int, int], int] = {}
+
+    def train(recipe: Recipe, config: RunConfig, **options: Any) -> tuple[int, int]:
+        alike[recipe.epochs, config.seed] = config.alike
+        return recipe.epochs, config.seed
+
+    monkeypatch.setattr(board_run, "train", train)
     monkeypatch.setattr(board_run, "outcome", outcome)
+    chosen = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(time_to_accuracy, "choose_machine", lambda config: chosen)
     out = tmp_path / "board.json"
     own = (*TINY, "--data", data, "--out", out, "--search", "--epochs", "12", "--runs", "3")
     stopped = bench(*own, "--minutes", "0")
@@ -245,6 +253,9 @@ def test_a_search_is_run_again_on_fresh_seeds(
     searched = [epochs for epochs, seed in trained if seed >= SEARCH_SEEDS]
     assert searched == [12, 12, 6, 6, 3, 3, 4, 4, 5, 5]
     assert trained[len(searched) :] == [(5, 0), (5, 1), (5, 2)]
+    # On a GPU every way of doing the steps is measured for the figure, not for what is tried on the way to it.
+    assert [alike[each] for each in trained[len(searched) :]] == [ALIKE_ON_GPU, 1, 1]
+    assert {alike[epochs, seed] for epochs, seed in trained[: len(searched)]} == {3, 1}
     record = read(out)
     (line,) = standings(record)
     assert line.row.epochs == 5 and line.runs == 3 and line.searched and line.verdict == "reaches"

@@ -82,6 +82,7 @@ def ablation(
 ) -> None:
     """Judge changes to a recipe, one factor at a time, by runs with the same seeds as the base's."""
     from fastresnet.bench.ablation_page import to_markdown
+    from fastresnet.bench.asked import BLOCK
     from fastresnet.bench.board_form import check_board
     from fastresnet.bench.factors import Factors
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
@@ -109,6 +110,10 @@ def ablation(
         named = listed_archs("--archs", archs)
         chosen = () if only is None else listed_names("--only", only, "factor", "lr-double")
         judged = Factors.load(factors, base, chosen)
+        if first_seed + runs > BLOCK:
+            raise UserError(
+                f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
+            )
         seeds = range(first_seed, first_seed + runs)
         board, path = _open(judged, overrides, named, seeds, config, parallel, out)
         check_insert(mark_of("ablation", path), *insert or ())  # which the data set may have named

@@ -112,6 +112,7 @@ def time_to(
     ] = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
+    from fastresnet.bench.asked import BLOCK
     from fastresnet.bench.board import check_target
     from fastresnet.bench.board_form import check_board
     from fastresnet.bench.board_page import to_markdown
@@ -145,6 +146,10 @@ def time_to(
         if search and epochs is not None and "," in epochs:
             raise UserError(
                 f"--epochs is {epochs!r}; --search takes one number, the longest schedule that it tries"
+            )
+        if first_seed + runs > BLOCK:
+            raise UserError(
+                f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
             )
         if target is not None:
             check_target(target)
