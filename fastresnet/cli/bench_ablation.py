@@ -110,7 +110,7 @@ def ablation(
         named = listed_archs("--archs", archs)
         chosen = () if only is None else listed_names("--only", only, "factor", "lr-double")
         judged = Factors.load(factors, base, chosen)
-        if first_seed + runs > BLOCK:
+        if first_seed and first_seed + runs > BLOCK:
             raise UserError(
                 f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
             )

@@ -147,7 +147,7 @@ def time_to(
             raise UserError(
                 f"--epochs is {epochs!r}; --search takes one number, the longest schedule that it tries"
             )
-        if first_seed + runs > BLOCK:
+        if first_seed and first_seed + runs > BLOCK:
             raise UserError(
                 f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
             )
