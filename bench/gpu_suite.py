@@ -12,7 +12,6 @@ they said), ``page.md`` (every table) and the kernels' plot; the board's is draw
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
@@ -31,7 +30,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.gpu_stages import RECORDS, ROOT, Stage, stages
-from fastresnet.bench.orphans import guarded
+from fastresnet.bench.orphans import end_group, guarded
 
 STATE, LOG, PAGE = "suite.json", "suite.log", "page.md"
 PLOT = "kernels.png"
@@ -138,9 +137,7 @@ class Suite:
                             ended_late = True
                             break
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                end_group(process)
         said = log.read_bytes()[offset:].decode(errors="replace").strip().splitlines() or [""]
         self._collect(work)
         # pytest's 5 is that a file's tests were all left out at its top

@@ -6,6 +6,7 @@ The guard's group must be its own. It imports the standard library alone, so tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -24,6 +25,13 @@ def die_with_parent(signum: int = signal.SIGKILL) -> None:
 def guarded(command: str) -> list[str]:
     """Return the command line of a guard of ``command``, for a child of this process in a session of its own."""
     return [sys.executable, "-I", __file__, str(os.getpid()), command]
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a child that leads a group of its own, and whatever it has left running in that, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _end_group(signum: int, frame: FrameType | None) -> None:

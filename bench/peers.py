@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from fastresnet.bench.orphans import guarded
+from fastresnet.bench.orphans import end_group, guarded
 from fastresnet.errors import UserError
 
 REQUIRED = ("accuracy", "seconds", "clock")
@@ -75,9 +73,7 @@ class Peer:
                     f"--peer {self.name} was ended after {self.minutes:g} minutes, which is --peer-minutes"
                 ) from None
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # whatever it has left running
-                process.wait()
+                end_group(process)
             process_s = time.perf_counter() - start
             if process.returncode:
                 last = _last_line(complained) or _last_line(said) or "it said nothing"

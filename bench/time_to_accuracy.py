@@ -282,7 +282,7 @@ class Board:
             for run in self.record["runs"]
             if (row_of(run), run["role"]) == (job.row, job.role)
         )
-        found = next(earlier, {"alike": self._alike(job.role)})
+        found = next(earlier, None) or {"alike": self._alike(job.role)}
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:

@@ -14,6 +14,8 @@ from fastresnet.cli.board_filling import (
     fill_board,
     open_board_data,
     open_board_record,
+    seeds_asked,
+    suffix_of,
 )
 from fastresnet.cli.options import (
     Amp,
@@ -21,6 +23,7 @@ from fastresnet.cli.options import (
     Convs,
     Data,
     Device,
+    FirstSeed,
     Graphs,
     Insert,
     Kernels,
@@ -55,10 +58,7 @@ def ablation(
     runs: Annotated[
         int, typer.Option(help="Of the base and of each factor, with the same seeds.", min=1)
     ] = 4,
-    first_seed: Annotated[
-        int,
-        typer.Option(help="Of the runs; others than those that chose a factor confirm it.", min=0, max=999),
-    ] = 0,
+    first_seed: FirstSeed = 0,
     minutes: Minutes = None,
     parallel: Parallel = 1,
     data: Data = None,
@@ -82,7 +82,6 @@ def ablation(
 ) -> None:
     """Judge changes to a recipe, one factor at a time, by runs with the same seeds as the base's."""
     from fastresnet.bench.ablation_page import to_markdown
-    from fastresnet.bench.asked import BLOCK
     from fastresnet.bench.board_form import check_board
     from fastresnet.bench.factors import Factors
     from fastresnet.bench.record import check_insert, check_out, mark_of, read_record
@@ -110,11 +109,7 @@ def ablation(
         named = listed_archs("--archs", archs)
         chosen = () if only is None else listed_names("--only", only, "factor", "lr-double")
         judged = Factors.load(factors, base, chosen)
-        if first_seed and first_seed + runs > BLOCK:
-            raise UserError(
-                f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
-            )
-        seeds = range(first_seed, first_seed + runs)
+        seeds = seeds_asked(first_seed, runs)
         board, path = _open(judged, overrides, named, seeds, config, parallel, out)
         check_insert(mark_of("ablation", path), *insert or ())  # which the data set may have named
         fill_board(board, path, started, minutes, "ablation")
@@ -139,9 +134,7 @@ def _open(
 
     base = factors.base
     opened = open_board_data(base, config)
-    # what confirms is no part of what chose
-    fresh = f"-from-seed-{seeds.start}" if seeds.start else ""
-    name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}{fresh}.json"
+    name = f"ablation-{opened.dataset.name}-{base.name}-{base.epochs}{suffix_of(seeds)}.json"
     path = out or Path("bench-results") / name.lower()
     # what was typed comes first, so that a difference is named by it
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}

@@ -15,6 +15,8 @@ from fastresnet.cli.board_filling import (
     fill_board,
     open_board_data,
     open_board_record,
+    seeds_asked,
+    suffix_of,
 )
 from fastresnet.cli.options import (
     Amp,
@@ -22,6 +24,7 @@ from fastresnet.cli.options import (
     Convs,
     Data,
     Device,
+    FirstSeed,
     Graphs,
     Insert,
     Kernels,
@@ -82,10 +85,7 @@ def time_to(
         typer.Option(metavar="ROW", help="Compare the other rows with this one ('': with none)."),
     ] = None,
     runs: Annotated[int, typer.Option(help="Of each row.", min=1)] = 10,
-    first_seed: Annotated[
-        int,
-        typer.Option(help="Of the runs; others than those that chose a schedule confirm it.", min=0, max=999),
-    ] = 0,
+    first_seed: FirstSeed = 0,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 1,
     minutes: Minutes = None,
     parallel: Parallel = 1,
@@ -112,7 +112,6 @@ def time_to(
     ] = None,
 ) -> None:
     """Measure how fast each arch reaches an accuracy: mean of runs, with its certainty, under a stated clock."""
-    from fastresnet.bench.asked import BLOCK
     from fastresnet.bench.board import check_target
     from fastresnet.bench.board_form import check_board
     from fastresnet.bench.board_page import to_markdown
@@ -147,10 +146,7 @@ def time_to(
             raise UserError(
                 f"--epochs is {epochs!r}; --search takes one number, the longest schedule that it tries"
             )
-        if first_seed and first_seed + runs > BLOCK:
-            raise UserError(
-                f"--first-seed is {first_seed} and --runs {runs}; together they may be {BLOCK:,} at most"
-            )
+        seeds = seeds_asked(first_seed, runs)
         if target is not None:
             check_target(target)
         entered = contestants(archs, recipe, epochs, overrides, peer or [], peer_minutes)
@@ -159,7 +155,6 @@ def time_to(
                 typer.echo(
                     f"note: --peer {each.name} has no {SEED}: its runs should differ by themselves", err=True
                 )
-        seeds = range(first_seed, first_seed + runs)
         board, path = _open(entered, target, seeds, search, parallel, config, out)
         check_insert(mark_of("time-to", path), *insert or ())  # which the data set may have named
         if against is not None:
@@ -294,8 +289,7 @@ def _open(
             except UserError as error:
                 raise _of_the_row(entry.name, entry.recipe, str(error)) from None
     aim = resolve_target(target, opened.dataset.name)
-    fresh = f"-from-seed-{seeds.start}" if seeds.start else ""  # what confirms is no part of what chose
-    path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}{fresh}.json"
+    path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}{suffix_of(seeds)}.json"
     record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config)
     board = Board(
         contestants=entered,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fastresnet.cli.typed import named_as_typed
+from fastresnet.errors import UserError
 
 if TYPE_CHECKING:
     from fastresnet.assembly import Data
@@ -90,6 +91,24 @@ def open_board_record(
     return go_on(earlier, record, same_source=False)
 
 
+def seeds_asked(first: int, runs: int) -> range:
+    """Return the seeds of ``--first-seed`` and ``--runs``.
+
+    Raises:
+        UserError: fresh ones would reach those of a row's next turns.
+    """
+    from fastresnet.bench.asked import BLOCK
+
+    if first and first + runs > BLOCK:
+        raise UserError(f"--first-seed is {first} and --runs {runs}; together they may be {BLOCK:,} at most")
+    return range(first, first + runs)
+
+
+def suffix_of(seeds: range) -> str:
+    """Return what the name of a record of fresh seeds ends in: what confirms is no part of what chose."""
+    return f"-from-seed-{seeds.start}" if seeds.start else ""
+
+
 def fill_board(board: Board, path: Path, started: float, minutes: float | None, what: str) -> None:
     """Do the runs that are missing and write the record at ``path``, whatever ends them.
 
@@ -104,7 +123,6 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
     from fastresnet.bench.board_folder import own_runs_dir
     from fastresnet.bench.record import load_record
     from fastresnet.engine.fit import Interrupted
-    from fastresnet.errors import UserError
     from fastresnet.signals import Stopped
 
     stopped: int | None = None
@@ -125,7 +143,6 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
 
 def complain_of_failures(board: Board, path: Path) -> None:
     """Raise UserError where rows failed, once what was measured is shown."""
-    from fastresnet.errors import UserError
 
     if board.failed:
         reasons = "; ".join(f"{label}, {reason}" for label, reason in board.failed.items())

@@ -52,6 +52,12 @@ Parallel = Annotated[
         max=64,
     ),
 ]
+FirstSeed = Annotated[
+    int,
+    typer.Option(
+        help="Of the runs; others than those that chose a schedule or a factor confirm it.", min=0, max=999
+    ),
+]
 Minutes = Annotated[
     float | None, typer.Option(help="Start nothing after this; the same --out goes on.", min=0)
 ]
