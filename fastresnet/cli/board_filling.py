@@ -143,7 +143,6 @@ def fill_board(board: Board, path: Path, started: float, minutes: float | None, 
 
 def complain_of_failures(board: Board, path: Path) -> None:
     """Raise UserError where rows failed, once what was measured is shown."""
-
     if board.failed:
         reasons = "; ".join(f"{label}, {reason}" for label, reason in board.failed.items())
         raise UserError(f"not all could be measured: {reasons}; {path} keeps the rest")
