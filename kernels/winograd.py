@@ -1,21 +1,22 @@
 """3x3 convolutions of stride 1 on a CPU by minimal filtering (Winograd), forward and backward.
 
 PyTorch's own convolutions on a CPU, oneDNN's, multiply every weight with every pixel: 144 products for a tile of 4x4
-outputs, where these take 36. The arithmetic is float32 whatever the images are, and its rounding error some ten times
-a direct convolution's, about 1e-5 of the greatest output. (At stride 2 the same idea saves 1.8 times the products,
-which its transforms eat up.)
+outputs, where these take 36, and 324 for one of 6x6, where these take 64: a map has the tiles that multiply it least.
+The arithmetic is float32 whatever the images are, and its rounding error some ten times a direct convolution's, about
+1e-5 of the greatest output. (At stride 2 the same idea saves 1.8 times the products, which its transforms eat up.)
 
 The work is done on torch's own threads. Bits depend on the inputs and the number of threads alone.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
-from fastresnet.kernels.winograd_math import COLUMNS, POINTS, TAPS, TILE
+from fastresnet.kernels.winograd_math import COLUMNS, TAPS, Filtering, filtering_of
 
 MIN_TILES = 96  # below, transforming the filters takes as long as is saved
 
@@ -38,7 +39,7 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
         and inputs % COLUMNS == outputs % COLUMNS == 0
-        and len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE) >= MIN_TILES
+        and _num_tiles(x, filtering_of(*x.shape[2:])) >= MIN_TILES
     )
 
 
@@ -69,13 +70,15 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     _check(x, inputs)
     _check(dy, outputs)
     assert x.dtype == dy.dtype and x.shape[0] == dy.shape[0] and x.shape[2:] == dy.shape[2:]
-    target, x, dy = host_target(), channels_last(x), channels_last(dy)
-    parts = min(torch.get_num_threads(), _num_blocks(dy, GRADIENT_TILES))
-    gradient = torch.zeros(parts, POINTS**2, outputs, inputs)
-    _over_tiles(gradient_code(PIXEL_BYTES[x.dtype], target), x, dy, gradient, GRADIENT_TILES, parts)
+    target, filtering = host_target(), filtering_of(*dy.shape[2:])
+    x, dy = channels_last(x), channels_last(dy)
+    parts = min(torch.get_num_threads(), -(-_num_tiles(dy, filtering) // GRADIENT_TILES))
+    gradient = torch.zeros(parts, filtering.points**2, outputs, inputs)
+    code = gradient_code(PIXEL_BYTES[x.dtype], target, filtering)
+    _over_tiles(code, filtering, x, dy, gradient, GRADIENT_TILES, parts)
     taps = gradient.new_empty(outputs, TAPS, TAPS, inputs).permute(0, 3, 1, 2)
     run_team(
-        taps_code(target),
+        taps_code(target, filtering),
         WORDS,
         {
             "FILTERS": gradient.data_ptr(),
@@ -137,30 +140,38 @@ def _convolved(x: torch.Tensor, outputs: int, filters: dict[str, int]) -> torch.
     """Return the convolution of ``x`` with ``filters``, the words that say where they lie."""
     from fastresnet.kernels.winograd_code import BLOCK_TILES, WORDS, filters_code, host_target, pass_code
 
-    target, x, inputs = host_target(), channels_last(x), x.shape[1]
-    transformed = torch.empty(POINTS**2 * inputs * outputs)
+    target, filtering, inputs = host_target(), filtering_of(*x.shape[2:]), x.shape[1]
+    x = channels_last(x)
+    transformed = torch.empty(filtering.points**2 * inputs * outputs)
     sizes = {"C": inputs, "O": outputs, "NUM_BLOCKS": inputs}
-    run_team(filters_code(target), WORDS, filters | sizes | {"FILTERS": transformed.data_ptr()})
+    run_team(filters_code(target, filtering), WORDS, filters | sizes | {"FILTERS": transformed.data_ptr()})
     y = _empty(x, outputs, x.dtype, *x.shape[2:])
-    _over_tiles(pass_code(PIXEL_BYTES[x.dtype], target), x, y, transformed, BLOCK_TILES)
+    code = pass_code(PIXEL_BYTES[x.dtype], target, filtering)
+    _over_tiles(code, filtering, x, y, transformed, BLOCK_TILES)
     return y
 
 
-def _num_blocks(y: torch.Tensor, block_tiles: int) -> int:
-    num, _, height, width = y.shape
-    return -(-num * -(-height // TILE) * -(-width // TILE) // block_tiles)
+def _num_tiles(y: torch.Tensor, filtering: Filtering) -> int:
+    """Return how many tiles a batch of maps has."""
+    return len(y) * math.prod(filtering.down_across(*y.shape[2:]))
 
 
 def _over_tiles(
-    code: int, x: torch.Tensor, y: torch.Tensor, filters: torch.Tensor, block_tiles: int, parts: int = 0
+    code: int,
+    filtering: Filtering,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    filters: torch.Tensor,
+    block_tiles: int,
+    parts: int = 0,
 ) -> None:
     """Run code over the tiles of ``y``, ``block_tiles`` at a time; ``parts``: those with sums of their own."""
     from fastresnet.kernels.winograd_code import PLANE_GAP, WORDS
 
-    num, outputs, height, width = y.shape
-    channels = x.shape[1] + outputs
-    down, across = -(-height // TILE), -(-width // TILE)
-    num_values = POINTS**2 * (block_tiles * channels + 2 * PLANE_GAP)
+    outputs, height, width = y.shape[1:]
+    channels, num_tiles = x.shape[1] + outputs, _num_tiles(y, filtering)
+    down, across = filtering.down_across(height, width)
+    num_values = filtering.points**2 * (block_tiles * channels + 2 * PLANE_GAP)
     planes = torch.empty(torch.get_num_threads() * num_values)
     nothing, nowhere = torch.zeros(channels), torch.empty(channels)
     run_team(
@@ -174,8 +185,8 @@ def _over_tiles(
             "HEIGHT": height,
             "WIDTH": width,
         }
-        | {"NUM_TILES": down * across * num, "DOWN": down, "ACROSS": across}
-        | {"NUM_BLOCKS": _num_blocks(y, block_tiles), "PARTS": parts}
+        | {"NUM_TILES": num_tiles, "DOWN": down, "ACROSS": across}
+        | {"NUM_BLOCKS": -(-num_tiles // block_tiles), "PARTS": parts}
         | {"FILTERS": filters.data_ptr(), "PLANES": planes.data_ptr(), "PLANE_BYTES": 4 * num_values}
         | {"NOTHING": nothing.data_ptr(), "NOWHERE": nowhere.data_ptr()},
     )

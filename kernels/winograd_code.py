@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from fastresnet.kernels.team import TEAM_WORDS
 from fastresnet.kernels.vector_code import FLOAT, INT64, Function, TeamFunction, compiled, host_lanes
-from fastresnet.kernels.winograd_math import COLUMNS, FILTERS, INPUTS, OUTPUTS, POINTS, TAPS, TILE, Matrix
+from fastresnet.kernels.winograd_math import COLUMNS, TAPS, Filtering, Matrix
 
 # X, Y: images, channels-last, of HEIGHT x WIDTH pixels and C and O channels. FILTERS: as each function has them.
 # PLANES: memory of the threads, PLANE_BYTES each. NUM_TILES, DOWN x ACROSS an image, in NUM_BLOCKS. NOTHING: zeros to
@@ -28,7 +28,7 @@ WORDS = (
 )
 BLOCK_TILES = 24  # whose transforms a core's own cache holds
 GRADIENT_TILES = 32
-PLANE_GAP = 16  # float32s, so that a tile's 36 points lie in different sets of the nearest cache
+PLANE_GAP = 16  # float32s, so that a tile's points lie in different sets of the nearest cache
 _UNROLLED = 4
 
 
@@ -60,21 +60,22 @@ def host_target() -> Target:
 class _Call(TeamFunction):
     """A function over tiles, with its call's words."""
 
-    def __init__(self, module: ir.Module, target: Target, pixel_bytes: int) -> None:
+    def __init__(self, module: ir.Module, target: Target, filtering: Filtering, pixel_bytes: int = 4) -> None:
         super().__init__(module, target.lanes, WORDS)
-        self.target, self.pixel_bytes = target, pixel_bytes
+        self.target, self.filtering, self.pixel_bytes = target, filtering, pixel_bytes
         self.thread = self.taken("THREAD")
 
     def pixels(self, image: str, channels: str, tile: Any, size: int, margin: int, otherwise: str) -> Any:
         """Return the addresses of a tile's pixels: int64 [size * size], ``otherwise`` for what is outside.
 
-        ``margin``: pixels that it begins before its TILE x TILE outputs.
+        ``margin``: pixels that it begins before its outputs.
         """
         addresses = self.local(ir.ArrayType(INT64, size * size))
+        tile_side = self.filtering.tile
         tiles = self.times(self["DOWN"], self["ACROSS"])
         number, rest = self.at.sdiv(tile, tiles), self.at.srem(tile, tiles)
-        top = self.add(self.times(self.at.sdiv(rest, self["ACROSS"]), TILE), self.number(-margin))
-        left = self.add(self.times(self.at.srem(rest, self["ACROSS"]), TILE), self.number(-margin))
+        top = self.add(self.times(self.at.sdiv(rest, self["ACROSS"]), tile_side), self.number(-margin))
+        left = self.add(self.times(self.at.srem(rest, self["ACROSS"]), tile_side), self.number(-margin))
         exists = self.at.icmp_signed("<", tile, self["NUM_TILES"])
         for i in range(size):
             y = self.add(top, self.number(i))
@@ -153,21 +154,21 @@ def _planes(write: _Call, num_tiles: int) -> tuple[Any, Any, Any, Any]:
     of_x, of_y = (
         write.add(write.times(write[channels], num_tiles), write.number(PLANE_GAP)) for channels in ("C", "O")
     )
-    return planes, write.place(planes, write.times(of_x, POINTS**2)), of_x, of_y
+    return planes, write.place(planes, write.times(of_x, write.filtering.points**2)), of_x, of_y
 
 
-def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
-    """Write Y, the convolution of X, with FILTERS [36, O / COLUMNS, C, COLUMNS], which are transformed."""
+def _write_pass(module: ir.Module, target: Target, filtering: Filtering, pixel_bytes: int) -> None:
+    """Write Y, the convolution of X, with FILTERS [points^2, O / COLUMNS, C, COLUMNS], which are transformed."""
     product = _product(module, target, transposed=False)
-    write = _Call(module, target, pixel_bytes)
+    write, num_points = _Call(module, target, filtering, pixel_bytes), filtering.points**2
     zero, tiles = write.number(0), write.number(BLOCK_TILES)
     inputs, outputs, of_x, of_y = _planes(write, BLOCK_TILES)
     with write.taking("NUM_BLOCKS") as block:
         first = write.times(block, BLOCK_TILES)
         with write.counting(zero, tiles) as tile:
             out = write.place(inputs, write.times(tile, write["C"]))
-            write.transform("X", "C", INPUTS, write.add(first, tile), 1, out, of_x)
-        with write.counting(zero, write.number(POINTS**2)) as point:
+            write.transform("X", "C", filtering.inputs, write.add(first, tile), 1, out, of_x)
+        with write.counting(zero, write.number(num_points)) as point:
             filters = write.place(write["FILTERS"], write.times(point, write["C"], write["O"]))
             with write.counting(zero, write["O"], COLUMNS) as column:
                 panel = write.place(filters, write.times(column, write["C"]))
@@ -177,27 +178,27 @@ def _write_pass(module: ir.Module, target: Target, pixel_bytes: int) -> None:
                     sizes = write["C"], write.number(COLUMNS), write["O"], write["C"]
                     write.at.call(product, [a, panel, c, *sizes])
         with write.counting(zero, tiles) as tile:
-            addresses = write.pixels("Y", "O", write.add(first, tile), TILE, 0, "NOWHERE")
+            addresses = write.pixels("Y", "O", write.add(first, tile), filtering.tile, 0, "NOWHERE")
             with write.counting(zero, write["O"], target.lanes) as channel:
                 source = write.place(outputs, write.times(tile, write["O"]), channel)
                 products = [
-                    write.load(write.place(source, write.times(of_y, point))) for point in range(POINTS**2)
+                    write.load(write.place(source, write.times(of_y, point))) for point in range(num_points)
                 ]
-                for index, value in enumerate(write.transformed(OUTPUTS, products)):
+                for index, value in enumerate(write.transformed(filtering.outputs, products)):
                     write.store_pixel(value, write.pixel(addresses, index, channel), pixel_bytes)
 
 
-def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None:
-    """Add the transformed filters' gradient to FILTERS [PARTS, 36, O, C], from X and the gradient Y of its output."""
+def _write_gradient(module: ir.Module, target: Target, filtering: Filtering, pixel_bytes: int) -> None:
+    """Add the transformed filters' gradient to FILTERS [PARTS, points^2, O, C], from X and the output's gradient Y."""
     product = _product(module, target, transposed=True)
-    write = _Call(module, target, pixel_bytes)
+    write, num_points = _Call(module, target, filtering, pixel_bytes), filtering.points**2
     zero, tiles = write.number(0), write.number(GRADIENT_TILES)
     inputs, outputs, of_x, of_y = _planes(write, GRADIENT_TILES)
     matrix = write.times(write["C"], write["O"])
     # Each part of the blocks has sums of its own, so that they are the same whoever adds them up; and all parts are
     # done where the system gives fewer threads than were asked for.
     with write.taking("PARTS") as part:
-        own = write.place(write["FILTERS"], write.times(part, matrix, POINTS**2))
+        own = write.place(write["FILTERS"], write.times(part, matrix, num_points))
         start = write.at.sdiv(write.times(write["NUM_BLOCKS"], part), write["PARTS"])
         end = write.times(write["NUM_BLOCKS"], write.add(part, write.number(1)))
         with write.counting(start, write.at.sdiv(end, write["PARTS"])) as block:
@@ -205,10 +206,10 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
             with write.counting(zero, tiles) as tile:
                 number = write.add(first, tile)
                 out = write.place(inputs, write.times(tile, write["C"]))
-                write.transform("X", "C", INPUTS, number, 1, out, of_x)
+                write.transform("X", "C", filtering.inputs, number, 1, out, of_x)
                 out = write.place(outputs, write.times(tile, write["O"]))
-                write.transform("Y", "O", OUTPUTS.T, number, 0, out, of_y)
-            every_point, every_column = write.number(POINTS**2), write["C"]
+                write.transform("Y", "O", filtering.outputs.T, number, 0, out, of_y)
+            every_point, every_column = write.number(num_points), write["C"]
             with (
                 write.counting(zero, every_point) as point,
                 write.counting(zero, every_column, COLUMNS) as column,
@@ -220,36 +221,36 @@ def _write_gradient(module: ir.Module, target: Target, pixel_bytes: int) -> None
                     write.at.call(product, [a, b, c, write["O"], write["C"], write["C"], tiles])
 
 
-def _write_taps(module: ir.Module, target: Target) -> None:
-    """Write Y, the filters' gradient [O, 3, 3, C], from FILTERS [PARTS, 36, O, C]; a block is an output channel."""
-    write = _Call(module, target, 4)
+def _write_taps(module: ir.Module, target: Target, filtering: Filtering) -> None:
+    """Write Y, the filters' gradient [O, 3, 3, C], from FILTERS [PARTS, points^2, O, C]; a block is one of O."""
+    write, num_points = _Call(module, target, filtering), filtering.points**2
     matrix = write.times(write["O"], write["C"])
     with write.taking("NUM_BLOCKS") as output:
         channels, row = write["C"], write.times(output, write["C"])
         with write.counting(write.number(0), channels, target.lanes) as channel:
             own = write.place(write["FILTERS"], row, channel)
-            sums = [write.local(write.vector) for _ in range(POINTS**2)]
+            sums = [write.local(write.vector) for _ in range(num_points)]
             for total in sums:
                 write.at.store(ir.Constant(write.vector, [0.0] * target.lanes), total)
             with write.counting(write.number(0), write["PARTS"]) as part:
-                of_part = write.place(own, write.times(part, matrix, POINTS**2))
+                of_part = write.place(own, write.times(part, matrix, num_points))
                 for point, total in enumerate(sums):
                     value = write.load(write.place(of_part, write.times(matrix, point)))
                     write.at.store(write.at.fadd(write.at.load(total), value), total)
             points = [write.at.load(total) for total in sums]
-            for tap, value in enumerate(write.transformed(FILTERS.T, points)):
+            for tap, value in enumerate(write.transformed(filtering.filters.T, points)):
                 write.store(
                     value,
                     write.place(write["Y"], write.times(row, TAPS**2), write.times(channels, tap), channel),
                 )
 
 
-def _write_filters(module: ir.Module, target: Target) -> None:
+def _write_filters(module: ir.Module, target: Target, filtering: Filtering) -> None:
     """Transform X to FILTERS as a pass takes them; a block is an input channel.
 
     In X, an input channel's taps are TAP elements from each other, and its first CHANNEL from the one before.
     """
-    write = _Call(module, target, 4)
+    write = _Call(module, target, filtering)
     matrix = write.times(write["C"], write["O"])
     with write.taking("NUM_BLOCKS") as channel:
         outputs = write["O"]
@@ -258,29 +259,29 @@ def _write_filters(module: ir.Module, target: Target) -> None:
             taps = [write.load(write.place(own, write.times(write["TAP"], tap))) for tap in range(TAPS**2)]
             panel = write.times(write.at.sdiv(output, write.number(COLUMNS)), COLUMNS)
             place = write.times(panel, write["C"]), write.times(channel, COLUMNS), write.at.sub(output, panel)
-            for point, value in enumerate(write.transformed(FILTERS, taps)):
+            for point, value in enumerate(write.transformed(filtering.filters, taps)):
                 write.store(value, write.place(write["FILTERS"], write.times(matrix, point), *place))
 
 
 @cache
-def pass_code(pixel_bytes: int, target: Target) -> int:
+def pass_code(pixel_bytes: int, target: Target, filtering: Filtering) -> int:
     """Return the address of the code of a convolution of float32 images, or bfloat16 ones of 2 bytes."""
-    return compiled(lambda module: _write_pass(module, target, pixel_bytes))
+    return compiled(lambda module: _write_pass(module, target, filtering, pixel_bytes))
 
 
 @cache
-def gradient_code(pixel_bytes: int, target: Target) -> int:
+def gradient_code(pixel_bytes: int, target: Target, filtering: Filtering) -> int:
     """Return the address of the code of the transformed filters' gradient."""
-    return compiled(lambda module: _write_gradient(module, target, pixel_bytes))
+    return compiled(lambda module: _write_gradient(module, target, filtering, pixel_bytes))
 
 
 @cache
-def taps_code(target: Target) -> int:
+def taps_code(target: Target, filtering: Filtering) -> int:
     """Return the address of the code that makes it the filters' gradient."""
-    return compiled(lambda module: _write_taps(module, target))
+    return compiled(lambda module: _write_taps(module, target, filtering))
 
 
 @cache
-def filters_code(target: Target) -> int:
+def filters_code(target: Target, filtering: Filtering) -> int:
     """Return the address of the code that transforms filters."""
-    return compiled(lambda module: _write_filters(module, target))
+    return compiled(lambda module: _write_filters(module, target, filtering))
