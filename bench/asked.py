@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastresnet.bench.board import Row, row_of, runs_of
+from fastresnet.bench.board import FIGURE, Row, row_of, runs_of
 
 BLOCK = 1_000  # seeds apart are the turns of rows that came one after another
 
@@ -56,6 +56,13 @@ def changed(record: dict[str, Any]) -> dict[Row, tuple[int, list[int]]]:
 def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:
     """Return the seeds that were asked for of a row; none of one that never was."""
     return next((each["seeds"] for each in record.get("asked", ()) if Row(**each["row"]) == row), [])
+
+
+def first_seed(record: dict[str, Any]) -> int | None:
+    """Return the seed that each turn's runs begin with; None of a record without figure runs."""
+    ran = [run["seed"] for run in record["runs"] if run["role"] == FIGURE]
+    seeds = [seed for each in record.get("asked", ()) for seed in each["seeds"]] or ran
+    return min(seed % BLOCK for seed in seeds) if ran else None
 
 
 def left(record: dict[str, Any], row: Row) -> list[int]:

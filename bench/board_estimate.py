@@ -6,10 +6,11 @@ from typing import Any
 
 from fastresnet.bench.asked import left
 from fastresnet.bench.at_once import found_in
-from fastresnet.bench.board import SEARCH, Row, row_of, runs_of
+from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s
 from fastresnet.bench.schedule_search import Try
 from fastresnet.bench.time_to_accuracy import Board
+from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.errors import UserError
 
 
@@ -58,6 +59,21 @@ def estimate_s(board: Board, *, measured: bool = True) -> tuple[float, int, int]
         total_s += num_left * run_s * share
         num_runs += num_left
     return total_s, num_runs, unknown
+
+
+def num_looking(board: Board) -> int:
+    """Return for how many rows every way of doing the steps is still to be compiled and compared."""
+    if board.alike(FIGURE) != ALIKE_ON_GPU or not board.looks:
+        return 0
+    num = 0
+    for contestant in board.contestants:
+        decided = board.decide(contestant)
+        if isinstance(decided, Try):
+            num += 1
+        elif decided.recipe is not None:
+            row = board.row(decided)
+            num += bool(left(board.record, row)) and not runs_of(board.record, row)
+    return num
 
 
 def _known_s(record: dict[str, Any], row: Row) -> float | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from fastresnet.bench.board import Row, row_of, sought_rows
+from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.toml_model import RefusedValue, validated
 
@@ -86,11 +87,14 @@ def check_board(path: Path, record: dict[str, Any]) -> None:
         rows = [Row(**each) for each in (*record["rows"], *record.get("found", ()))]
         rows += [Row(**each["row"]) for each in record.get("asked", ())]
         rows += sought_rows(record)
+        for run in record["runs"]:
+            if row_of(run).recipe is not None:  # whose others do their steps as it did
+                [run["machine"][key] for key in (*UNFOUND, "loader")]
         times = Counter((row_of(run), run["role"], run["seed"]) for run in record["runs"])
     except RefusedValue as refused:
         raise UserError(f"{path} is damaged, or of an earlier form: {refused}") from None
     except (TypeError, LookupError) as error:
-        raise UserError(f"{path} is damaged, or of an earlier form: a row: {error}") from None
+        raise UserError(f"{path} is damaged, or of an earlier form: a row or a run: {error}") from None
     twice = next((key for key, count in times.items() if count > 1), None)
     if twice is not None:
         row, role, seed = twice

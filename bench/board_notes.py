@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from fastresnet.bench.asked import changed
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import Row, labels_of, runs_of, tries
+from fastresnet.bench.board import Row, labels_of, row_of, runs_of, tries
 from fastresnet.words import counted
 
 
@@ -37,6 +38,31 @@ def same_note(record: dict[str, Any]) -> list[str]:
         "",
         f"All runs of {' and of '.join(told)} ended with one accuracy. Unless each drew otherwise, as by a {{seed}} in "
         "its command, they are one measurement repeated, and its bound and intervals say nothing.",
+    ]
+
+
+def recompiled_note(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph that tells the rows in whose seconds something was compiled anew, where there are such."""
+    rows = dict.fromkeys(row_of(run) for run in record["runs"] if run.get("recompiled"))
+    labels = labels_of(Row(**each) for each in record["rows"])
+    told = []
+    for row in rows:
+        runs = runs_of(record, row)
+        if num := sum(bool(run.get("recompiled")) for run in runs):
+            told.append(f"{labels[row]} ({num} of {counted(len(runs), 'run')})")
+    return ["", f"Compiled anew on the clock, which it should not be: {'; '.join(told)}."] if told else []
+
+
+def hosts_note(record: dict[str, Any]) -> list[str]:
+    """Return a paragraph that tells the processors beside a GPU, where its runs had several kinds."""
+    first = record["environment"].get("cpu")
+    times = Counter(str(run.get("cpu", first)) for run in record["runs"])
+    if len(times) < 2:
+        return []
+    told = "; ".join(f"{cpu} ({counted(num, 'run')})" for cpu, num in times.items())
+    return [
+        "",
+        f"Its runs had different processors beside the GPU, on which their seconds depend too: {told}.",
     ]
 
 

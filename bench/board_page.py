@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.atomic import write_atomic
-from fastresnet.bench.asked import changed
+from fastresnet.bench.asked import changed, left
 from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings
 from fastresnet.bench.board_notes import (
     changed_note,
     commits_note,
+    hosts_note,
     missing_notes,
     packing_notes,
+    recompiled_note,
     same_note,
     tries_note,
 )
@@ -97,6 +99,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         ]
     lines += tries_note(record)
     lines += changed_note(record)
+    lines += recompiled_note(record)
+    lines += hosts_note(record)
     lines += same_note(record)
     obstacle = record.get("energy")
     if not energy and obstacle not in (None, ENERGY):  # where it could be read, no run has told any yet
@@ -129,7 +133,7 @@ def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: 
         str(line.runs or ""),
         "" if line.accuracy is None else f"{line.accuracy:.4f}{spread}",
         "" if line.accuracy_low is None else f"{line.accuracy_low:.4f}",
-        MARKS[line.verdict] + (" (of those that ended: one failed)" if line.failed and line.runs else ""),
+        MARKS[line.verdict] + _unended(record, line),
         _seconds(line.seconds, line.seconds_half),
         crossing if line.runs and row.recipe is not None else "",
     ]
@@ -141,6 +145,14 @@ def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: 
     several = f" ({len(line.commits)} commits)" if row.recipe is not None and len(line.commits) > 1 else ""
     cells.append((f"{first} to {rest[-1]}" if rest else first) + several)
     return f"| {' | '.join(cells)} |"
+
+
+def _unended(record: dict[str, Any], line: Summary) -> str:
+    """Return what a verdict must not be read without: that runs which were planned have not ended."""
+    if line.failed and line.runs:
+        return " (of those that ended: one failed)"
+    missing = len(left(record, line.row))
+    return f" (so far: {missing} of its runs missing)" if line.runs and missing else ""
 
 
 def _of(num: int, line: Summary) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fastresnet.assembly import Data, build_step, choose_machine, split_data
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.engine.listener import Listener, RunInfo
-from fastresnet.engine.machine import free_memory
+from fastresnet.engine.machine import free_memory, memory_errors
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
@@ -70,6 +70,7 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "crossing_s": None if crossing is None else clocks.move_s + crossing,
         "clocks": clocks.model_dump(),
         "machine": {name: getattr(result.config, name) for name in machine},
+        "recompiled": sum(row["clock"]["recompiled"] for row in result.epochs),
         "curve": [
             [before_s + row["clock"]["train_s"], row["test_accuracy"]]
             for row in result.epochs
@@ -114,7 +115,8 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     train_split, test = data.splits["train"], data.splits["test"]
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
-    found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
+    with memory_errors(recipe):
+        found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
     free_memory()
     sizes = recipe.image_sizes(data.dataset.image_size)
     # an evaluation is a third of a training step's work an image, at full size

@@ -54,8 +54,12 @@ def rows_named(record: dict[str, Any], name: str) -> list[Row]:
 
 
 def find_row(record: dict[str, Any], name: str) -> Row | None:
-    """Return the last of the rows of that label or name that has runs, else the last; None where there is none."""
-    named = rows_named(record, name)
+    """Return, of the rows of that label or name, the one with runs that was asked for last, else the last one.
+
+    None where there is none.
+    """
+    asked = [Row(**each["row"]) for each in record.get("asked", ())]
+    named = sorted(rows_named(record, name), key=lambda row: asked.index(row) if row in asked else -1)
     return next(reversed([row for row in named if runs_of(record, row)] or named), None)
 
 

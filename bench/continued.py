@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.bench.record import ToMarkdown, check_page, commands_of, load_record
-from fastresnet.environment import machine_difference
+from fastresnet.environment import HOST_KEYS, machine_difference
 from fastresnet.errors import UserError
 
 
@@ -31,12 +31,16 @@ def earlier_record(path: Path, kind: str, to_markdown: ToMarkdown) -> dict[str, 
 def go_on(earlier: dict[str, Any], new: dict[str, Any], *, same_source: bool = True) -> dict[str, Any]:
     """Return ``earlier``, to be added to under the conditions of ``new``, whose command it takes beside its own.
 
-    Both have ``settings``: what all figures of the record share. Unless ``same_source``, the commit may differ.
+    Both have ``settings``: what all figures of the record share. Unless ``same_source``, the commit may differ, and
+    beside a GPU the processor.
 
     Raises:
         UserError: machine, versions, source or settings differ, so that the figures would not be one table's.
     """
-    difference = machine_difference(earlier["environment"], new["environment"])
+    here = new["environment"]
+    # Of a GPU's runs each names the processor beside it; a loan of the same GPU may bring another.
+    but = HOST_KEYS if not same_source and here["device_name"] != here["cpu"] else ()
+    difference = machine_difference(earlier["environment"], here, but)
     git = [record["environment"].get("git") for record in (earlier, new)]
     if same_source and difference is None and git[0] != git[1]:
         difference = f"the source was {git[0]} and is {git[1]}"

@@ -31,6 +31,7 @@ from typing import Any
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.gpu_stages import RECORDS, ROOT, Stage, stages
 from fastresnet.bench.orphans import end_group, guarded
+from fastresnet.errors import UserError
 
 STATE, LOG, PAGE = "suite.json", "suite.log", "page.md"
 PLOT = "kernels.png"
@@ -67,7 +68,12 @@ class Suite:
         self.begun = time.monotonic()
         self.deadline = self.begun + 60 * minutes
         self.tell = tell
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out is {folder}: {error.strerror}; give a folder that can be written"
+            ) from None
         for torn in folder.glob(".*.tmp"):  # of a suite that was killed while it wrote
             torn.unlink(missing_ok=True)
         self.pages = self._kept_pages()
@@ -253,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"bench-gpu: error: {reason}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    from fastresnet.errors import UserError
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
 
     try:
         return run_suite(chosen, tell)
@@ -267,7 +273,7 @@ def run_suite(chosen: argparse.Namespace, tell: Callable[[str], None]) -> int:
     """Run what is left, as the command line says; return the exit code.
 
     Raises:
-        UserError: no such data, or a folder whose state cannot be read.
+        UserError: no such data, or a folder that cannot be made or whose state cannot be read.
     """
     if chosen.data is None and chosen.rehearse:
         chosen.data = "shapes"

@@ -17,20 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
-from fastresnet.bench.asked import BLOCK, ask, block_of, enter, left, missing
+from fastresnet.bench.asked import BLOCK, ask, enter, left, missing
 from fastresnet.bench.at_once import found_in, settle, shared
 from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.record import publishable
-from fastresnet.bench.schedule_search import Try, judge, next_try
+from fastresnet.bench.schedule_search import Try, next_try
 from fastresnet.bench.seeds import SEARCH_SEEDS, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
+from fastresnet.bench.tried import tried_lengths
 from fastresnet.engine.machine import UNFOUND
 from fastresnet.engine.warmup import ALIKE_ON_GPU
-from fastresnet.environment import source_version
+from fastresnet.environment import cpu_model, source_version
 from fastresnet.errors import UserError
+from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig
 from fastresnet.signals import held
 
@@ -88,24 +90,38 @@ class Board:
     every_way: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
-    def settle(self) -> None:
-        """Have the record say of each arch whether it is run at once; where it does not, that is measured.
+    def settle(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
+        """Have the record say of each arch whether it is run at once; where it does not, that is measured and saved.
 
         Raises:
             UserError: as a training of it would.
         """
-        for contestant in self.contestants:
-            if self.parallel > 1 and contestant.recipe is not None:
-                # Those measured do their steps as the runs will.
-                config = self.config.model_copy(update={"alike": self._alike(FIGURE)})
-                settle(self.record, contestant.recipe, config, self.data, self.parallel, self.tell)
+        for recipe in self._unsettled():
+            if out_of_time():
+                return
+            # Those measured do their steps as the runs will.
+            config = self.config.model_copy(update={"alike": self.alike(FIGURE)})
+            settle(self.record, recipe, config, self.data, self.parallel, self.tell)
+            self.keep()
+
+    def _unsettled(self) -> list[Recipe]:
+        """Return a recipe of each arch of which nothing says yet whether it is run at once."""
+        if self.parallel == 1:
+            return []
+        of_archs = {each.recipe.arch: each.recipe for each in self.contestants if each.recipe is not None}
+        return [recipe for arch, recipe in of_archs.items() if not found_in(self.record, arch, self.parallel)]
 
     @property
-    def _is_settled(self) -> bool:
-        archs = {each.recipe.arch for each in self.contestants if each.recipe is not None}
-        return self.parallel == 1 or all(found_in(self.record, arch, self.parallel) for arch in archs)
+    def is_settled(self) -> bool:
+        """Whether the rows are known: :meth:`settle` may have come to its end for want of time."""
+        return not self._unsettled()
 
-    def _alike(self, role: str) -> int:
+    @property
+    def looks(self) -> bool:
+        """Whether a row's first run looks for the way in which steps are done quickest."""
+        return any(getattr(self.config, key) == "auto" for key in UNFOUND)
+
+    def alike(self, role: str) -> int:
         """Return the trainings whose length is weighed against what finding their way takes."""
         every_way = self.every_way and role == FIGURE and choose_machine(self.config).device.type == "cuda"
         return ALIKE_ON_GPU if every_way else self.runs
@@ -183,23 +199,11 @@ class Board:
         if not self.search or contestant.recipe is None:
             return contestant
         target = self.record["settings"]["target"]
-        results: dict[int, list[float]] = {}
-        refuted = set()
-        for run in self.record["runs"]:
-            row = row_of(run)
-            if run["role"] != SEARCH or row.name != contestant.name or row.epochs is None:
-                continue
-            if row == self.row(contestant.with_epochs(row.epochs)):
-                results.setdefault(row.epochs, []).append(run["accuracy"])
-                figure = runs_of(self.record, row)
-                # Later turns beside other rows are not what it was found by.
-                first = [
-                    each["accuracy"]
-                    for each in figure
-                    if block_of(each["seed"]) == block_of(figure[0]["seed"])
-                ]
-                if len(first) >= self.runs and judge(first, target) != "reaches":
-                    refuted.add(row.epochs)
+
+        def row_for(epochs: int) -> Row:
+            return self.row(contestant.with_epochs(epochs))
+
+        results, refuted = tried_lengths(self.record, contestant.name, row_for, self.runs)
         longest = contestant.recipe.epochs
         decision = next_try(results, target, longest=longest, most_runs=self.runs, refuted=refuted)
         if isinstance(decision, Try):
@@ -246,6 +250,7 @@ class Board:
             "seed": job.seed,
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "git": source_version(),
+            "cpu": cpu_model(),
             "crossing_s": None,
             "energy_j": None,
         }
@@ -273,16 +278,16 @@ class Board:
                     )
 
     def _config(self, job: Job, config: RunConfig) -> RunConfig:
-        """Return the config of a run: with its seed, and with what the warm-up of its row's first run has found.
+        """Return the config of a run: with its seed, and with what its row's first run has found and chosen.
 
         That first one looks for it on behalf of all its row's runs; of those by which a search found the row, another.
         """
         earlier = (
-            {key: run["machine"][key] for key in UNFOUND}
+            {key: run["machine"][key] for key in (*UNFOUND, "loader")}
             for run in self.record["runs"]
             if (row_of(run), run["role"]) == (job.row, job.role)
         )
-        found = next(earlier, None) or {"alike": self._alike(job.role)}
+        found = next(earlier, None) or {"alike": self.alike(job.role)}
         return config.model_copy(update={"seed": job.seed, **found})
 
     def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
@@ -293,7 +298,7 @@ class Board:
                 return []
             begun = [job for job, _ in under_way.values()]
             finding = set()  # rows whose first run finds the way of their others, which wait for it
-            if any(getattr(self.config, key) == "auto" for key in UNFOUND):
+            if self.looks:
                 found = {(row_of(run), run["role"]) for run in self.record["runs"]}
                 finding = {(job.row, job.role) for job in begun} - found
             jobs = self.jobs(begun)
@@ -336,9 +341,11 @@ class Board:
 
     def keep(self) -> None:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
-        if self._is_settled:
+        if self.is_settled:
             self.enter()
             self.record["not_measured"] = missing(self.record)
+        else:
+            self.record["not_measured"] = [each.name for each in self.contestants]
         with held():
             self.save(self.record)
 

@@ -157,7 +157,7 @@ def split_data(dataset: Dataset, recipe: Recipe, config: RunConfig) -> Data:
     if recipe.drop_last and num_train < recipe.batch_size:
         raise UserError(
             f"batch size {recipe.batch_size} exceeds the {num_train} training images, and the recipe drops "
-            f"incomplete batches; give a smaller --batch-size"
+            f"incomplete batches; give a smaller one"
         )
     recipe.image_sizes(dataset.image_size)  # refuses what cannot be before anything slow
     return Data(dataset=dataset, splits=splits)

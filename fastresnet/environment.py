@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ MACHINE_KEYS = (
     "threads",
     "world_size",
 )
+HOST_KEYS = ("cpu", "instructions", "threads")  # of them, what is not the GPU's where one trains
 
 
 @cache
@@ -116,12 +117,14 @@ def environment(device_name: str, threads: int, world_size: int = 1) -> dict[str
     }
 
 
-def machine_difference(recorded: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """Return the first difference that may change a resumed run's bits, in words; None if there is none."""
+def machine_difference(
+    recorded: dict[str, Any], here: dict[str, Any], but: Collection[str] = ()
+) -> str | None:
+    """Return the first difference that may change a resumed run's bits, ``but`` these, in words; None without one."""
     unrecorded = {key: here.get(key) for key in ("instructions", "llvmlite")}  # by earlier versions
     recorded = {"world_size": 1, **unrecorded, **recorded}
     for key in MACHINE_KEYS:
-        if recorded.get(key) != here.get(key):
+        if key not in but and recorded.get(key) != here.get(key):
             name = "the number of ranks" if key == "world_size" else key
             return f"{name} was {recorded.get(key)!r} and is {here.get(key)!r}"
     return None

@@ -43,7 +43,7 @@ def loader_failed(backend: str, error: BaseException) -> UserError:
     if isinstance(error, MemoryError):
         return UserError(
             f"the machine's memory is too small for the {backend} loader; "
-            "give a smaller --batch-size, or another --loader"
+            "give a smaller batch size, or another loader"
         )
     lines = str(error).strip().splitlines() or ["no message"]
     return UserError(f"the {backend} loader failed: {type(error).__name__}: {lines[-1].strip()}")

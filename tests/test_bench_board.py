@@ -6,6 +6,7 @@ from typing import Any
 
 from board_records import record_of, row, run_of
 
+from fastresnet.bench.asked import ask
 from fastresnet.bench.board import ENERGY, labels_of, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.board_plot import draw, figure_of
@@ -66,6 +67,40 @@ def test_a_row_of_which_a_run_failed_says_so_beside_its_verdict() -> None:
     failed = {row("a").label: "run 4: the loss is not finite"}
     page = to_markdown(record_of(runs, [row("a")], failed=failed))
     assert "| yes (of those that ended: one failed) |" in page and "run 4: the loss is not finite" in page
+
+
+def test_a_verdict_before_all_planned_runs_says_so() -> None:
+    """Stopped as soon as it says yes, it would say it more often than once in twenty by chance."""
+    runs = [run_of(row("a"), seed, 0.95 + seed / 1000, 1) for seed in range(3)]
+    asked = [{"row": vars(row("a")), "seeds": list(range(10))}]
+    assert "| yes (so far: 7 of its runs missing) |" in to_markdown(record_of(runs, [row("a")], asked=asked))
+    asked = [{"row": vars(row("a")), "seeds": list(range(3))}]
+    assert "| yes |" in to_markdown(record_of(runs, [row("a")], asked=asked))
+
+
+def test_what_was_compiled_anew_on_the_clock_is_told() -> None:
+    runs = [run_of(row("a"), seed, 0.95, 1, recompiled=2 * (seed == 1)) for seed in range(3)]
+    runs += [run_of(row("b"), 0, 0.95, 1, recompiled=0)]
+    page = to_markdown(record_of(runs, [row("a"), row("b")]))
+    assert "anew on the clock, which it should not be: a, fast, 8 epochs (1 of 3 runs).\n" in page
+    assert "anew" not in to_markdown(record_of(runs[2:], [row("a"), row("b")]))
+
+
+def test_processors_beside_the_gpu_are_told_where_they_differ() -> None:
+    runs = [run_of(row("a"), 0, 0.95, 1, cpu="one"), run_of(row("a"), 1, 0.95, 1, cpu="another")]
+    assert "depend too: one (1 run); another (1 run)." in to_markdown(record_of(runs, [row("a")]))
+    assert "processors" not in to_markdown(record_of(runs[:1], [row("a")]))
+
+
+def test_what_is_compared_with_is_what_was_asked_for_last() -> None:
+    """Of two rows of one name that have runs: it is that one which the others took turns with."""
+    ten, eight, other = row("a", epochs=10), row("a", epochs=8), row("b")
+    runs = [run_of(each, 0, 0.9, 1) for each in (ten, eight, other)]
+    record = record_of(runs, [ten, eight, other])
+    assert find_row(record, "a") == eight
+    ask(record, ten, [0])
+    ask(record, other, [0])
+    assert find_row(record, "a") == ten
 
 
 def test_a_rows_dates_are_in_order() -> None:

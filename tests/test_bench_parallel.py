@@ -30,6 +30,7 @@ from fastresnet.bench.trainers import Trainer
 from fastresnet.engine.warmup import KEEP_RATIO
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig
+from fastresnet.signals import Stopped
 
 TINY = (
     *("bench", "time-to", "--archs", ARCH, "--set", "batch_size=16", "--set", "optimizer.lr=0.05"),
@@ -119,6 +120,28 @@ def test_it_is_measured_and_what_runs_at_once_has_a_row_of_its_own(
         if run["row"]["recipe"] is not None:
             accuracies[run["row"]["at_once"]][run["seed"]] = run["accuracy"]
     assert accuracies[1] == accuracies[2]
+
+
+def test_what_is_measured_of_an_arch_is_kept_and_none_is_begun_after_the_minutes(
+    fastresnet: Command, own: tuple[str, ...], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether trainings are run at once was measured of all archs before anything was written."""
+    code, _, told = fastresnet(*own, "--parallel", "2", "--minutes", "0")
+    assert code == 0, told
+    assert "measuring whether" not in told and read(out)["not_measured"] == [ARCH]
+
+    other, measured = "n2-b1-c8", []
+
+    def measure(recipe: Recipe, *_: Any) -> dict[str, Any]:
+        measured.append(recipe.arch)
+        if recipe.arch == other:
+            raise Stopped(signal.SIGTERM)
+        return {key: value for key, value in FASTER.items() if key != "arch"}
+
+    monkeypatch.setattr(at_once, "measure", measure)
+    code, _, told = fastresnet(*own, "--archs", f"{ARCH},{other}", "--parallel", "2")
+    assert code == 128 + signal.SIGTERM and "the board is kept in" in told
+    assert measured == [ARCH, other] and [each["arch"] for each in read(out)["at_once"]] == [ARCH]
 
 
 @contextmanager

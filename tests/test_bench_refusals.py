@@ -35,6 +35,7 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
         {"runs": [run | {"accuracy": 94.0}]},
         {"runs": [run | {"seconds": -1.0}]},
         {"runs": [run | {"started": "today"}]},
+        {"runs": [run | {"machine": {}}]},
         {"asked": [{"row": record["rows"][0], "seeds": "abc"}]},
         {"asked": [{"row": {"name": "a"}, "seeds": []}]},
     ]
@@ -100,6 +101,14 @@ def test_mistakes_on_the_command_line_are_found_before_anything_runs() -> None:
     assert "--search takes one number" in refusal(bench("--search", "--epochs", "12,6", "--archs", "resnet8"))
     twice = ("--peer", "a=true", "--peer", "a=false")
     assert "a is on the board twice" in refusal(bench("--archs", "resnet8", *twice))
+
+
+def test_what_a_row_cannot_be_is_found_whichever_comes_first(data: Path, tmp_path: Path) -> None:
+    own = ("--data", data, "--target", "0.5", "--out", tmp_path / "board.json", "--device", "cpu")
+    told = refusal(bench(*own, "--archs", "fastest,n2-b1-c4", "--set", "batch_size=1000"))
+    first = refusal(bench(*own, "--archs", "n2-b1-c4,fastest", "--set", "batch_size=1000"))
+    assert "batch size 1000 exceeds the" in told and "batch size 1000 exceeds the" in first
+    assert not (tmp_path / "board.json").exists()
 
 
 def test_fresh_seeds_are_of_one_turn() -> None:

@@ -196,6 +196,17 @@ def test_what_cannot_be_a_gate_is_one_line(
     assert complaint in line
 
 
+@pytest.mark.parametrize("what", ["save", "check"])
+def test_ctrl_c_ends_it_without_a_traceback(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fastresnet.bench.regression.__main__.{what}", stopped)
+    assert main([what]) == 130 and capsys.readouterr().err == "stopped\n"
+
+
 def test_a_selection_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="no part was measured"):
         run_benchmarks(extra=["-k", "nothing_of_this_name"])

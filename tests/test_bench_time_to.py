@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from board_records import TINY, bench, read, refusal
+from board_records import TINY, WAY, bench, read, refusal
 from tiny_runs import write_tiny
 
 from fastresnet.arch import get_arch
@@ -28,7 +28,6 @@ from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.contestants import default_names
 from fastresnet.bench.seeds import SEARCH_SEEDS
 from fastresnet.catalogue import BUDGET
-from fastresnet.engine.machine import UNFOUND
 from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
@@ -36,6 +35,8 @@ from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
 
 FAR = 300.0
+SETTLED = ("--kernels", "eager", "--convs", "direct", "--graphs", "off")  # beside --compile off
+BOARD = Path("bench-results") / "time-to-tiny-0.5-from-seed-7.json"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,9 +100,19 @@ def test_fresh_seeds_are_a_board_of_their_own(
     own = (*TINY, "--data", data, "--epochs", "1", "--runs", "2", "--peer", peer, "--peer-minutes", "1")
     done = bench(*own, "--first-seed", "7")
     assert done.exit_code == 1 and "its clock is 'all of seed 8' and was 'all of seed 7'" in done.output
-    record = read(tmp_path / "bench-results" / "time-to-tiny-0.5-from-seed-7.json")
+    record = read(BOARD)
     assert [run["seed"] for run in record["runs"] if run["row"]["recipe"] == "fast"] == [7, 8]
     assert next(run["clock"] for run in record["runs"] if run["row"]["recipe"] is None) == "all of seed 7"
+    # In the record of those that chose they would be averaged with them; nor do others come into theirs.
+    chose = tmp_path / "bench-results" / "chose.json"
+    ours = (*own[: own.index("--peer")], "--out", chose)
+    for arguments, asked, there in ((ours, 0, 0), (ours, 7, 0), ((*ours[:-1], BOARD), 0, 7)):
+        done = bench(*arguments, "--first-seed", str(asked))
+        if asked == there:
+            assert done.exit_code == 0, done.output
+        else:
+            said = f"--first-seed is {asked}, and the runs in {arguments[-1]} have seeds from {there} on"
+            assert said in refusal(done) and f"give --first-seed {there} or another --out" in refusal(done)
 
 
 @pytest.mark.parametrize(("device", "alike"), [("cpu", 2), ("cuda", ALIKE_ON_GPU)])
@@ -111,12 +122,14 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     """Two rows, of which each has a way of its own; on a GPU it is looked for however short they are."""
     chosen = SimpleNamespace(device=torch.device(device))
     monkeypatch.setattr(time_to_accuracy, "choose_machine", lambda config: chosen)
-    asked, out = [], tmp_path / "board.json"
+    asked, loaders, out = [], [], tmp_path / "board.json"
 
     def trained(recipe: Recipe, config: RunConfig, **options: Any) -> RunResult:
         asked.append((recipe.epochs, config.seed, config.convs, config.alike))
+        loaders.append(config.loader)
         result = train(recipe, config, **options)
         found = {"convs": "winograd" if recipe.epochs == 1 else "direct"}
+        found |= {"loader": "torch"} if len(loaders) == 1 else {}
         return result.model_copy(update={"config": result.config.model_copy(update=found)})
 
     monkeypatch.setattr(board_run, "train", trained)
@@ -125,6 +138,8 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     assert asked == [(1, 0, "auto", alike), (2, 0, "auto", alike), (2, 1, "direct", 1), (1, 1, "winograd", 1)]
     assert bench(*arguments, "--runs", "3").exit_code == 0
     assert asked[4:] == [(1, 2, "winograd", 1), (2, 2, "direct", 1)]
+    # What memory is free decides the loader, and may be other memory in a later run of the row.
+    assert loaders == ["auto", "auto", "numba", "torch", "torch", "numba"]
 
 
 def test_of_runs_at_once_a_rows_others_wait_for_its_first(
@@ -144,7 +159,7 @@ def test_of_runs_at_once_a_rows_others_wait_for_its_first(
                 "curve": [],
             } | {
                 "clocks": {},
-                "machine": UNFOUND | {"convs": "winograd" if recipe.epochs == 1 else "direct"},
+                "machine": WAY | {"convs": "winograd" if recipe.epochs == 1 else "direct"},
             }
 
     @contextmanager
@@ -228,7 +243,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
         epochs, seed = result
         trained.append((epochs, seed))
         reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
-        return {**reached, "clocks": {}, "curve": [], "machine": UNFOUND}
+        return {**reached, "clocks": {}, "curve": [], "machine": WAY}
 
     alike: dict[tuple[int, int], int] = {}
 
@@ -330,6 +345,27 @@ def test_a_long_board_says_so_before_it_starts(
     assert "will take" not in bench(*own[:-2], "--runs", "1").output
     searched = bench(*own, "--search", "--epochs", "8", "--runs", "4")  # of 4 bits
     assert "about 40 min 00 s (12 runs" in searched.output  # 8 to search with and 4, of half the length
+    # On a GPU each row's first run compiles every way of its steps, which no step that is measured tells.
+    chosen = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(time_to_accuracy, "choose_machine", lambda config: chosen)
+    compiled = bench(*own[:-2], "--runs", "1").output
+    assert "6 min 40 s (1 run), and what compiling takes, once for each of 1 row; it may be" in compiled
+    assert "will take" not in bench(*own[:-2], "--runs", "1", *SETTLED).output
+
+
+def test_a_row_that_lacks_memory_stops_no_board_before_it_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What measures how long it takes was not told from a fault of ours."""
+
+    def lacking(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(board_run, "warm_up_step", lacking)
+    monkeypatch.setattr(time_to_accuracy.Board, "fill", lambda *_: None)
+    done = bench(*TINY, "--data", data, "--out", tmp_path / "board.json", "--runs", "1")
+    assert done.exit_code == 0, done.output
+    assert "how long this will take is not known yet (1 row)" in done.output
 
 
 def test_a_board_that_is_given_minutes_spends_none_on_how_long_it_takes(

@@ -154,8 +154,8 @@ def test_out_of_memory_is_one_line(
     monkeypatch.setattr(TrainStep, "forward_eager", fail)
     message = error_of(fastresnet("train", *TINY, "--data", str(data)))
     assert message == (
-        f"the GPU's memory is too small for this training; give a smaller --batch-size than {BATCH}, or a "
-        f"narrower --arch than {ARCH}"
+        f"the GPU's memory is too small for this training; give a smaller batch size than {BATCH}, or a "
+        f"narrower arch than {ARCH}"
     )
     assert list(here.iterdir()) == []
 

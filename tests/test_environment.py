@@ -7,6 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from fastresnet.bench.continued import go_on
+from fastresnet.environment import environment
+from fastresnet.errors import UserError
+
 PACKAGE = Path(__file__).resolve().parents[1] / "fastresnet"
 
 
@@ -28,3 +34,17 @@ def test_a_source_without_git_is_told_by_its_files(tmp_path: Path) -> None:
     with open(tmp_path / "b" / "fastresnet" / "bench" / "board.py", "a") as file:
         file.write("# changed\n")
     assert told("b") != first
+
+
+@pytest.mark.parametrize(("device", "goes_on"), [("some GPU", True), ("one", False)])
+def test_a_gpus_board_goes_on_beside_another_processor(device: str, goes_on: bool) -> None:
+    """The same GPU may be lent with another host; what trains on the processor itself is of that one alone."""
+    earlier = environment(device, 2) | {"cpu": "one", "instructions": "avx"}
+    here = environment(device if goes_on else "two", 4) | {"cpu": "two", "instructions": "sve"}
+    then, now = ({"environment": each, "settings": {}, "command": "x"} for each in (earlier, here))
+    for same_source in (False, True):
+        if goes_on and not same_source:
+            assert go_on(then, now, same_source=same_source)["environment"]["cpu"] == "one"
+        else:
+            with pytest.raises(UserError, match="other conditions: cpu was 'one' and is 'two'"):
+                go_on(then, now, same_source=same_source)

@@ -54,6 +54,16 @@ plan = [
 ]
 sys.exit(gpu_suite.Suite(folder, plan, float(sys.argv[3]), print).run())
 """
+MAIN = """
+import sys, time
+from fastresnet.bench import gpu_suite
+gpu_suite.obstacle = lambda rehearse: None
+def run_suite(*_):
+    print("in it", flush=True)
+    time.sleep(300)
+gpu_suite.run_suite = run_suite
+sys.exit(gpu_suite.main(sys.argv[1:]))
+"""
 
 
 def start(folder: Path, minutes: float = 5) -> subprocess.Popen[str]:
@@ -105,6 +115,22 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("kernels.json", "page.md", "suite.json", "suite.log"),
     ]
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    """As SIGTERM did; Python's own way is a traceback."""
+    command = [sys.executable, "-c", MAIN, "--rehearse", "--out", str(tmp_path / "gpu")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "in it\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=FAR)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in said
 
 
 def test_a_stage_that_runs_out_of_time_or_fails_is_done_again(tmp_path: Path) -> None:
@@ -202,11 +228,9 @@ def test_nothing_that_a_stage_started_outlives_it(tmp_path: Path, monkeypatch: p
 def test_stages_are_commands_that_exist(everything: bool, rehearse: bool, data: str | None) -> None:
     bench = typer.main.get_command(app).commands["bench"].commands  # type: ignore[attr-defined]
     plan = stages("python", data, 0.9, everything=everything, rehearse=rehearse)
-    assert {"--data" in stage.command for stage in plan if stage.record != "kernels"} <= {
-        False,
-        data is not None,
-    }
     for stage in plan:
+        takes_data = stage.record not in (None, "kernels")
+        assert ("--data" in stage.command) == (takes_data and data is not None)
         if stage.record is None:
             assert Path(stage.command[-1]).is_file()
             continue
@@ -283,3 +307,6 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "records" / gpu_suite.STATE).write_text('{"kind": "gpu-su')
     assert main(own) == 2
     assert "is no record: it is not JSON" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["--rehearse", "--out", str(tmp_path / "file")]) == 2
+    assert f"--out is {tmp_path / 'file'}: File exists; give a folder" in capsys.readouterr().err

@@ -276,6 +276,6 @@ def test_a_loader_without_memory_says_what_to_do() -> None:
     """It was told as a failure with no message."""
     told = str(loader_failed("numba", MemoryError()))
     assert told.startswith(
-        "the machine's memory is too small for the numba loader; give a smaller --batch-size"
+        "the machine's memory is too small for the numba loader; give a smaller batch size"
     )
     assert str(loader_failed("ffcv", ValueError("a\nb"))) == "the ffcv loader failed: ValueError: b"

@@ -127,7 +127,7 @@ def test_too_little_memory_is_one_line(
         raise error
 
     monkeypatch.setattr(TrainStep, "forward_eager", fail)
-    with pytest.raises(UserError, match=f"{says} is too small .* a smaller --batch-size than {BATCH}"):
+    with pytest.raises(UserError, match=f"{says} is too small .* a smaller batch size than {BATCH}"):
         train(tiny_recipe(), tiny_config(data), runs_dir=runs)
     assert not runs.exists()
 

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     here = environment(device_name(resolve_device("auto")), resolve_threads(0))
     print(table(record, here, lines, chosen.slower))
     gone = lost(lines, elsewhere=bool(changed(record, here)))

@@ -138,7 +138,7 @@ def _open(
     path = out or Path("bench-results") / name.lower()
     # what was typed comes first, so that a difference is named by it
     own = {"recipe": base.name, "epochs": base.epochs, "set": overrides, "base": base_digest(base)}
-    record = open_board_record(path, "ablation", to_markdown, own, opened, config, factors=[])
+    record = open_board_record(path, "ablation", to_markdown, own, opened, config, seeds, factors=[])
     entries = factors.entries(archs, opened)
     for entry in entries:
         if entry.obstacle:

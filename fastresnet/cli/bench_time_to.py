@@ -272,6 +272,7 @@ def _open(
     out: Path | None,
 ) -> tuple[Board, Path]:
     """Return the board with what is on it already, and where it lies."""
+    from fastresnet.assembly import split_data
     from fastresnet.bench.board import resolve_target
     from fastresnet.bench.board_page import to_markdown, write_board
     from fastresnet.bench.time_to_accuracy import Board
@@ -285,12 +286,12 @@ def _open(
     for entry in entered:
         if entry.recipe is not None:  # what a later row cannot be is found before any runs
             try:
-                entry.recipe.image_sizes(opened.dataset.image_size)
+                split_data(opened.dataset, entry.recipe, config)
             except UserError as error:
                 raise _of_the_row(entry.name, entry.recipe, str(error)) from None
     aim = resolve_target(target, opened.dataset.name)
     path = out or BOARDS / f"time-to-{opened.dataset.name.lower()}-{aim:g}{suffix_of(seeds)}.json"
-    record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config)
+    record = open_board_record(path, "time-to", to_markdown, {"target": aim}, opened, config, seeds)
     board = Board(
         contestants=entered,
         runs=len(seeds),

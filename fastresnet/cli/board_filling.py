@@ -58,6 +58,7 @@ def open_board_record(
     own: dict[str, Any],
     data: Data,
     config: RunConfig,
+    seeds: range,
     **content: Any,
 ) -> dict[str, Any]:
     """Return the record at ``path``, to be added to, or a new one without runs.
@@ -65,13 +66,15 @@ def open_board_record(
     Args:
         to_markdown: makes its page.
         own: the settings of this kind of record; those of the data and the machine follow them.
+        seeds: of each row's runs.
         content: what a new one has beside rows and runs.
 
     Raises:
-        UserError: there is one that is damaged, or of another kind, machine or setting; the machine is not what
-            ``config`` asks for.
+        UserError: there is one that is damaged, or of another kind, machine or setting, or of seeds that begin
+            elsewhere; the machine is not what ``config`` asks for.
     """
     from fastresnet.assembly import choose_machine
+    from fastresnet.bench.asked import first_seed
     from fastresnet.bench.board_form import check_board
     from fastresnet.bench.continued import earlier_record, go_on
     from fastresnet.bench.record import make_record
@@ -87,6 +90,12 @@ def open_board_record(
     if earlier is None:
         return record
     check_board(path, earlier)
+    first = first_seed(earlier)
+    if first not in (None, seeds.start):
+        raise UserError(
+            f"--first-seed is {seeds.start}, and the runs in {path} have seeds from {first} on: what confirms a "
+            f"schedule is no part of what chose it; give --first-seed {first} or another --out"
+        )
     # it grows over days of work on the source; each run names its commit
     return go_on(earlier, record, same_source=False)
 
@@ -149,19 +158,26 @@ def complain_of_failures(board: Board, path: Path) -> None:
 
 
 def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -> None:
-    from fastresnet.bench.board_estimate import estimate_s
+    from fastresnet.bench.board_estimate import estimate_s, num_looking
     from fastresnet.run import duration
     from fastresnet.words import counted
 
-    board.settle()
+    def out_of_time() -> bool:
+        return minutes is not None and time.monotonic() - started > 60 * minutes
+
+    board.settle(out_of_time)
+    if not board.is_settled:
+        return
     board.enter()
     if not board.jobs():
         return
     # of a board that is given so long and no longer, nothing of that goes into measuring how long it would take
     seconds, num_runs, unknown = estimate_s(board, measured=minutes is None)
-    if seconds > LONG_BOARD_S or unknown:
+    looking = num_looking(board)
+    if seconds > LONG_BOARD_S or unknown or looking:
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         known = f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside})"
         told = known if num_runs else f"how long this will take is not known yet ({counted(unknown, 'row')})"
+        told += f", and what compiling takes, once for each of {counted(looking, 'row')}" if looking else ""
         board.tell(f"{told}; it may be stopped at any moment, and the same command goes on")
-    board.fill(runs_dir, lambda: minutes is not None and time.monotonic() - started > 60 * minutes)
+    board.fill(runs_dir, out_of_time)

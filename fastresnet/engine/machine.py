@@ -145,7 +145,7 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any
 @contextmanager
 def memory_errors(recipe: Recipe) -> Iterator[None]:
     """Turn a lack of memory while training ``recipe`` into one line."""
-    advice = f"give a smaller --batch-size than {recipe.batch_size}, or a narrower --arch than {recipe.arch}"
+    advice = f"give a smaller batch size than {recipe.batch_size}, or a narrower arch than {recipe.arch}"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
