@@ -24,11 +24,13 @@ from typing import Any
 
 from fastresnet.bench.intervals import lower_bound, two_sided
 from fastresnet.bench.schedule_search import judge
+from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 from fastresnet.words import counted
 
 FIGURE, SEARCH = "figure", "search"
 ENERGY = "of the whole GPU, from the first step to the end of the run; of a peer, what its own line says"
+WAY = (*UNFOUND, "loader")  # of a run's machine: how it does its steps, as its row's other runs then do
 # Accuracy worth naming, by data set; CIFAR-10-J75's is where a recipe that reaches 94% on CIFAR-10 ends.
 USUAL_TARGETS = {"CIFAR-10": 0.94, "CIFAR-10-J75": 0.906}
 

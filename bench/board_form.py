@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from fastresnet.bench.board import Row, row_of, sought_rows
-from fastresnet.engine.machine import UNFOUND
+from fastresnet.bench.board import WAY, Row, row_of, sought_rows
 from fastresnet.errors import UserError
 from fastresnet.toml_model import RefusedValue, validated
 
@@ -89,7 +88,7 @@ def check_board(path: Path, record: dict[str, Any]) -> None:
         rows += sought_rows(record)
         for run in record["runs"]:
             if row_of(run).recipe is not None:  # whose others do their steps as it did
-                [run["machine"][key] for key in (*UNFOUND, "loader")]
+                [run["machine"][key] for key in WAY]
         times = Counter((row_of(run), run["role"], run["seed"]) for run in record["runs"])
     except RefusedValue as refused:
         raise UserError(f"{path} is damaged, or of an earlier form: {refused}") from None

@@ -19,7 +19,7 @@ from typing import Any
 from fastresnet.assembly import Data, choose_machine
 from fastresnet.bench.asked import BLOCK, ask, enter, left, missing
 from fastresnet.bench.at_once import found_in, settle, shared
-from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, Row, row_of, runs_of
+from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, WAY, Row, row_of, runs_of
 from fastresnet.bench.board_run import train_once
 from fastresnet.bench.contestants import Contestant
 from fastresnet.bench.energy import EnergyMeter
@@ -283,7 +283,7 @@ class Board:
         That first one looks for it on behalf of all its row's runs; of those by which a search found the row, another.
         """
         earlier = (
-            {key: run["machine"][key] for key in (*UNFOUND, "loader")}
+            {key: run["machine"][key] for key in WAY}
             for run in self.record["runs"]
             if (row_of(run), run["role"]) == (job.row, job.role)
         )

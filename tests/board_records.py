@@ -8,16 +8,15 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from fastresnet.bench.board import ENERGY, Row
+from fastresnet.bench.board import ENERGY, WAY, Row
 from fastresnet.cli.main import app
-from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 
 TINY = (
     *("--archs", "n2-b1-c4", "--set", "batch_size=16", "--set", "optimizer.lr=0.05", "--target", "0.5"),
     *("--device", "cpu", "--threads", "1", "--compile", "off"),
 )
-WAY = UNFOUND | {"loader": "numba"}  # as a run says how its steps were done
+STEPPED = dict(zip(WAY, ("off", "llvm", "winograd", "off", "numba"), strict=True))  # a run's steps
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -52,7 +51,7 @@ def run_of(row: Row, seed: int, accuracy: float, seconds: float, **changes: Any)
         "git": "aaa",
         "started": "2026-01-01T00:00:00+00:00",
         "process_s": seconds,
-        "machine": WAY,
+        "machine": STEPPED,
     }
     return {"row": vars(row), "seed": seed, "accuracy": accuracy, "seconds": seconds} | plain | changes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from board_records import TINY, bench, read, record_of, refusal, row, run_of
+from board_records import STEPPED, TINY, bench, read, record_of, refusal, row, run_of
 
 from fastresnet.bench import board_run
 from fastresnet.bench.board import ENERGY
@@ -20,7 +20,6 @@ from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.comparison import compare, find_row, welch
 from fastresnet.bench.peers import Peer
 from fastresnet.bench.record import publishable
-from fastresnet.engine.machine import UNFOUND
 from fastresnet.errors import UserError
 
 FAR = 300.0
@@ -215,7 +214,7 @@ def test_a_peer_waits_for_a_search_and_then_takes_turns(
         epochs, seed = result
         reached = (0.95 if epochs >= 2 else 0.4) + 0.001 * (seed % 2)
         return {"accuracy": reached, "seconds": 1.0, "crossing_s": None, "clocks": {}, "curve": []} | {
-            "machine": UNFOUND
+            "machine": STEPPED
         }
 
     monkeypatch.setattr(board_run, "train", lambda recipe, config, **_: (recipe.epochs, config.seed))
@@ -263,7 +262,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         "crossing_s": None,
         "clocks": {},
         "curve": [],
-        "machine": UNFOUND,
+        "machine": STEPPED,
     }
     monkeypatch.setattr(board_run, "outcome", lambda result: dict(ended))
 

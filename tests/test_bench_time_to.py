@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from board_records import TINY, WAY, bench, read, refusal
+from board_records import STEPPED, TINY, bench, read, refusal
 from tiny_runs import write_tiny
 
 from fastresnet.arch import get_arch
@@ -159,7 +159,7 @@ def test_of_runs_at_once_a_rows_others_wait_for_its_first(
                 "curve": [],
             } | {
                 "clocks": {},
-                "machine": WAY | {"convs": "winograd" if recipe.epochs == 1 else "direct"},
+                "machine": STEPPED | {"convs": "winograd" if recipe.epochs == 1 else "direct"},
             }
 
     @contextmanager
@@ -243,7 +243,7 @@ def test_a_search_is_run_again_on_fresh_seeds(
         epochs, seed = result
         trained.append((epochs, seed))
         reached = {"accuracy": 0.95 if epochs >= 5 else 0.4, "seconds": 0.1 * epochs, "crossing_s": None}
-        return {**reached, "clocks": {}, "curve": [], "machine": WAY}
+        return {**reached, "clocks": {}, "curve": [], "machine": STEPPED}
 
     alike: dict[tuple[int, int], int] = {}
 
