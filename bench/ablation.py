@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.bench.board import Row, runs_of
+from fastresnet.bench.board import Row, host_of, runs_of
 from fastresnet.bench.factors import BASE
 from fastresnet.bench.intervals import LEVEL, two_sided
 
@@ -29,7 +29,7 @@ class Line:
         difference, difference_half: mean difference of accuracy to the base, and the half-width of its interval.
         of_two_commits: how many differences are between runs of two commits.
         time_ratios: what trainings cost over what the base's did, by :func:`cost_of`, in order of size; of pairs
-            of one commit that did their steps in the same way alone.
+            of one commit and host that did their steps in the same way alone.
         ways: how others of one commit did their steps than the base, as options with values.
         verdict: ``helps``, ``hurts``, ``undecided``, ``one pair`` or ``unmeasured``; empty for the base.
     """
@@ -85,7 +85,7 @@ def tables(record: dict[str, Any]) -> list[Table]:
     for row in dict.fromkeys(Row(**row) for row in record["rows"]):
         place, each = told[row.name, row.science]
         by_table.setdefault((each["arch"], row.at_once), []).append((place, each, row))
-    found, cost = [], cost_of(record)
+    found = []
     for (arch, at_once), rows in by_table.items():
         rows.sort(key=lambda entry: (entry[1]["name"] != BASE, entry[0]))
         bases = {
@@ -94,7 +94,7 @@ def tables(record: dict[str, Any]) -> list[Table]:
             if each["name"] == BASE
         }
         lines = [
-            _line(each, runs_of(record, row), bases.get(each["base"], {}), cost) for _, each, row in rows
+            _line(each, runs_of(record, row), bases.get(each["base"], {}), record) for _, each, row in rows
         ]
         found.append(Table(arch=arch, at_once=at_once, lines=lines))
     return found
@@ -112,14 +112,19 @@ def cost_of(record: dict[str, Any]) -> str:
 
 
 def _line(
-    told: dict[str, Any], runs: list[dict[str, Any]], base: dict[int, dict[str, Any]], cost: str
+    told: dict[str, Any], runs: list[dict[str, Any]], base: dict[int, dict[str, Any]], record: dict[str, Any]
 ) -> Line:
+    cost = cost_of(record)
     runs = [run for run in runs if run["seed"] in base]
     accuracies = [run["accuracy_without_tta"] for run in runs]
     pairs = [] if told["name"] == BASE else [(run, base[run["seed"]]) for run in runs]
     differences = [run["accuracy_without_tta"] - other["accuracy_without_tta"] for run, other in pairs]
     alike = [(run, other) for run, other in pairs if run["git"] == other["git"]]
-    timed = [(run, other) for run, other in alike if run["machine"] == other["machine"]]
+    timed = [
+        (run, other)
+        for run, other in alike
+        if run["machine"] == other["machine"] and host_of(record, run) == host_of(record, other)
+    ]
     return Line(
         **{key: told[key] for key in ("name", "group", "set", "why")},
         runs=len(runs),
@@ -136,8 +141,9 @@ def _line(
 
 
 def _apart(way: dict[str, Any], base: dict[str, Any]) -> str:
-    """Return the options of ``way`` that are not the base's."""
-    return " ".join(f"--{key} {value}" for key, value in way.items() if base.get(key) != value)
+    """Return the options of ``way`` that are not the base's, but for what its host has."""
+    apart = {key: value for key, value in way.items() if base.get(key) != value and key != "threads"}
+    return " ".join(f"--{key} {value}" for key, value in apart.items())
 
 
 def _cost_s(run: dict[str, Any], cost: str) -> float:

@@ -9,7 +9,14 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.ablation import Line, Table, cost_of, expected_by_chance, tables
-from fastresnet.bench.board_notes import changed_note, commits_note, missing_notes, packing_notes
+from fastresnet.bench.board_notes import (
+    changed_note,
+    commits_note,
+    hosts_note,
+    missing_notes,
+    packing_notes,
+    recompiled_note,
+)
 from fastresnet.bench.factors import BASE
 from fastresnet.bench.record import commands_told, write_record
 from fastresnet.words import counted
@@ -64,7 +71,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         "counts once the base has its seed too. Difference: the mean, seed by seed, of the last epoch's test accuracy "
         "without TTA less the base's, with its two-sided 95% interval (Student's t); a factor helps where the interval "
         f"is above zero. Training time: the median ratio to the base's of {COSTS[cost_of(record)]}, with the least and "
-        "the greatest, of pairs that are of one commit and did their steps in the same way. "
+        "the greatest, of pairs that are of one commit and machine and did their steps in the same way. "
         "The base's accuracy has the 95% interval of its own mean, which is no interval of a difference.",
         "",
         f"The intervals are not corrected for how many factors were tried: of {counted(judged, 'factor')} judged here "
@@ -73,6 +80,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     ]
     lines += changed_note(record)
     lines += _pairs_notes(found)
+    lines += recompiled_note(record)
+    lines += hosts_note(record)
     for label, reason in record.get("left_out", {}).items():
         lines += ["", f"Left out: {label} ({reason})."]
     lines += packing_notes(record)

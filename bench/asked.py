@@ -60,9 +60,10 @@ def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:
 
 def first_seed(record: dict[str, Any]) -> int | None:
     """Return the seed that each turn's runs begin with; None of a record without figure runs."""
-    ran = [run["seed"] for run in record["runs"] if run["role"] == FIGURE]
-    seeds = [seed for each in record.get("asked", ()) for seed in each["seeds"]] or ran
-    return min(seed % BLOCK for seed in seeds) if ran else None
+    ran = [run for run in record["runs"] if run["role"] == FIGURE]
+    rows = {row_of(run) for run in ran}
+    seeds = [seed for row in rows for seed in asked_seeds(record, row)] or [run["seed"] for run in ran]
+    return min((seed % BLOCK for seed in seeds), default=None)
 
 
 def left(record: dict[str, Any], row: Row) -> list[int]:

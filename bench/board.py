@@ -167,6 +167,12 @@ def row_of(run: dict[str, Any]) -> Row:
     return Row(**run["row"])
 
 
+def host_of(record: dict[str, Any], run: dict[str, Any]) -> tuple[str, int]:
+    """Return what a run was done with beside a GPU: the processor, and how many of its threads its command had."""
+    where = record["environment"]
+    return str(run.get("cpu", where.get("cpu"))), int(run.get("threads", where["threads"]))
+
+
 def runs_of(record: dict[str, Any], row: Row, role: str = FIGURE) -> list[dict[str, Any]]:
     """Return a row's runs in that role, by seed."""
     found = [run for run in record["runs"] if run["role"] == role and row_of(run) == row]

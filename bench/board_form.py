@@ -86,9 +86,6 @@ def check_board(path: Path, record: dict[str, Any]) -> None:
         rows = [Row(**each) for each in (*record["rows"], *record.get("found", ()))]
         rows += [Row(**each["row"]) for each in record.get("asked", ())]
         rows += sought_rows(record)
-        for run in record["runs"]:
-            if row_of(run).recipe is not None:  # whose others do their steps as it did
-                [run["machine"][key] for key in WAY]
         times = Counter((row_of(run), run["role"], run["seed"]) for run in record["runs"])
     except RefusedValue as refused:
         raise UserError(f"{path} is damaged, or of an earlier form: {refused}") from None
@@ -100,3 +97,15 @@ def check_board(path: Path, record: dict[str, Any]) -> None:
         raise UserError(
             f"{path} has the {role} run of seed {seed} of {row.label} more than once; take the others out"
         )
+
+
+def check_ways(path: Path, record: dict[str, Any]) -> None:
+    """Raise UserError unless each run of ours says how it did its steps, as its row's later ones will."""
+    for run in record["runs"]:
+        row = row_of(run)
+        lacking = [key for key in WAY if key not in run.get("machine", {})]
+        if row.recipe is not None and lacking:
+            raise UserError(
+                f"{path} is damaged, or of an earlier form: the {run['role']} run of seed {run['seed']} of {row.label} "
+                f"does not say its {lacking[0]}; choose another --out"
+            )

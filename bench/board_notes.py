@@ -9,7 +9,7 @@ from typing import Any
 
 from fastresnet.bench.asked import changed
 from fastresnet.bench.at_once import in_words
-from fastresnet.bench.board import Row, labels_of, row_of, runs_of, tries
+from fastresnet.bench.board import Row, host_of, labels_of, row_of, runs_of, tries
 from fastresnet.words import counted
 
 
@@ -50,20 +50,23 @@ def recompiled_note(record: dict[str, Any]) -> list[str]:
         runs = runs_of(record, row)
         if num := sum(bool(run.get("recompiled")) for run in runs):
             told.append(f"{labels[row]} ({num} of {counted(len(runs), 'run')})")
-    return ["", f"Compiled anew on the clock, which it should not be: {'; '.join(told)}."] if told else []
+    return (
+        ["", f"Compiled anew in the course of a run, which it should not be: {'; '.join(told)}."]
+        if told
+        else []
+    )
 
 
 def hosts_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells the processors beside a GPU, where its runs had several kinds."""
-    first = record["environment"].get("cpu")
-    times = Counter(str(run.get("cpu", first)) for run in record["runs"])
+    """Return a paragraph that tells the hosts of a GPU, processors and threads, where its runs had several kinds."""
+    times = Counter(host_of(record, run) for run in record["runs"])
     if len(times) < 2:
         return []
-    told = "; ".join(f"{cpu} ({counted(num, 'run')})" for cpu, num in times.items())
-    return [
-        "",
-        f"Its runs had different processors beside the GPU, on which their seconds depend too: {told}.",
-    ]
+    told = "; ".join(
+        f"{cpu}, {counted(threads, 'thread')} ({counted(num, 'run')})"
+        for (cpu, threads), num in times.items()
+    )
+    return ["", f"Its runs had different hosts beside the GPU, on which their seconds depend too: {told}."]
 
 
 def _are_alike(runs: Sequence[dict[str, Any]]) -> bool:

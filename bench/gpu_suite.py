@@ -68,12 +68,7 @@ class Suite:
         self.begun = time.monotonic()
         self.deadline = self.begun + 60 * minutes
         self.tell = tell
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out is {folder}: {error.strerror}; give a folder that can be written"
-            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
         for torn in folder.glob(".*.tmp"):  # of a suite that was killed while it wrote
             torn.unlink(missing_ok=True)
         self.pages = self._kept_pages()
@@ -255,12 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(line: str) -> None:
         print(f"bench-gpu: {line}", flush=True)
 
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
     reason = obstacle(chosen.rehearse)
     if reason is not None:
         print(f"bench-gpu: error: {reason}", file=sys.stderr)
         return 2
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
 
     try:
         return run_suite(chosen, tell)
@@ -273,8 +268,11 @@ def run_suite(chosen: argparse.Namespace, tell: Callable[[str], None]) -> int:
     """Run what is left, as the command line says; return the exit code.
 
     Raises:
-        UserError: no such data, or a folder that cannot be made or whose state cannot be read.
+        UserError: no such data, or a folder that cannot be written or whose state cannot be read.
     """
+    from fastresnet.bench.record import check_out
+
+    check_out(chosen.out / STATE)
     if chosen.data is None and chosen.rehearse:
         chosen.data = "shapes"
     if chosen.data is not None and Path(chosen.data).exists():

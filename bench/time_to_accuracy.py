@@ -28,7 +28,7 @@ from fastresnet.bench.schedule_search import Try, next_try
 from fastresnet.bench.seeds import SEARCH_SEEDS, figure_seeds
 from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.bench.tried import tried_lengths
-from fastresnet.engine.machine import UNFOUND
+from fastresnet.engine.machine import UNFOUND, resolve_threads
 from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.environment import cpu_model, source_version
 from fastresnet.errors import UserError
@@ -108,8 +108,24 @@ class Board:
         """Return a recipe of each arch of which nothing says yet whether it is run at once."""
         if self.parallel == 1:
             return []
-        of_archs = {each.recipe.arch: each.recipe for each in self.contestants if each.recipe is not None}
+        of_archs: dict[str, Recipe] = {}
+        for each in self.contestants:
+            if each.recipe is not None:
+                of_archs.setdefault(each.recipe.arch, each.recipe)  # an ablation's base, which comes first
         return [recipe for arch, recipe in of_archs.items() if not found_in(self.record, arch, self.parallel)]
+
+    def _waiting(self) -> list[str]:
+        """Return the labels of the contestants that lack runs; the names of those whose row is not known yet."""
+        unsettled = {recipe.arch for recipe in self._unsettled()}
+        found = []
+        for each in self.contestants:
+            known = each.recipe is None or each.recipe.arch not in unsettled
+            decided = self.decide(each) if known else None
+            if not isinstance(decided, Contestant):
+                found.append(each.name)
+            elif len(runs_of(self.record, self.row(decided))) < self.runs:
+                found.append(self.row(decided).label)
+        return [name for name in found if name not in self.record.get("failed", {})]
 
     @property
     def is_settled(self) -> bool:
@@ -251,6 +267,7 @@ class Board:
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
             "git": source_version(),
             "cpu": cpu_model(),
+            "threads": resolve_threads(self.config.threads),
             "crossing_s": None,
             "energy_j": None,
         }
@@ -343,9 +360,8 @@ class Board:
         """Save the record, with what is missing of it, whole whatever signal comes meanwhile."""
         if self.is_settled:
             self.enter()
-            self.record["not_measured"] = missing(self.record)
-        else:
-            self.record["not_measured"] = [each.name for each in self.contestants]
+        waiting = [] if self.is_settled else self._waiting()
+        self.record["not_measured"] = list(dict.fromkeys((*missing(self.record), *waiting)))
         with held():
             self.save(self.record)
 

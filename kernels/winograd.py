@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
-from fastresnet.kernels.winograd_math import COLUMNS, TAPS, Filtering, filtering_of
+from fastresnet.kernels.winograd_math import COLUMNS, TAPS, Filtering, down_across, filtering_of, tile_of
 
-MIN_TILES = 96  # below, transforming the filters takes as long as is saved
+MIN_TILES = 96  # of either size; below, transforming the filters takes as long as is saved by the small ones
 
 
 def winograd_obstacle(device_type: str) -> str | None:
@@ -39,7 +39,7 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
         and inputs % COLUMNS == outputs % COLUMNS == 0
-        and _num_tiles(x, filtering_of(*x.shape[2:])) >= MIN_TILES
+        and _num_tiles(x, tile_of(*x.shape[2:])) >= MIN_TILES
     )
 
 
@@ -72,7 +72,7 @@ def winograd_conv_weight(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     assert x.dtype == dy.dtype and x.shape[0] == dy.shape[0] and x.shape[2:] == dy.shape[2:]
     target, filtering = host_target(), filtering_of(*dy.shape[2:])
     x, dy = channels_last(x), channels_last(dy)
-    parts = min(torch.get_num_threads(), -(-_num_tiles(dy, filtering) // GRADIENT_TILES))
+    parts = min(torch.get_num_threads(), -(-_num_tiles(dy, filtering.tile) // GRADIENT_TILES))
     gradient = torch.zeros(parts, filtering.points**2, outputs, inputs)
     code = gradient_code(PIXEL_BYTES[x.dtype], target, filtering)
     _over_tiles(code, filtering, x, dy, gradient, GRADIENT_TILES, parts)
@@ -151,9 +151,9 @@ def _convolved(x: torch.Tensor, outputs: int, filters: dict[str, int]) -> torch.
     return y
 
 
-def _num_tiles(y: torch.Tensor, filtering: Filtering) -> int:
+def _num_tiles(y: torch.Tensor, tile: int) -> int:
     """Return how many tiles a batch of maps has."""
-    return len(y) * math.prod(filtering.down_across(*y.shape[2:]))
+    return len(y) * math.prod(down_across(tile, *y.shape[2:]))
 
 
 def _over_tiles(
@@ -169,8 +169,8 @@ def _over_tiles(
     from fastresnet.kernels.winograd_code import PLANE_GAP, WORDS
 
     outputs, height, width = y.shape[1:]
-    channels, num_tiles = x.shape[1] + outputs, _num_tiles(y, filtering)
-    down, across = filtering.down_across(height, width)
+    channels, num_tiles = x.shape[1] + outputs, _num_tiles(y, filtering.tile)
+    down, across = down_across(filtering.tile, height, width)
     num_values = filtering.points**2 * (block_tiles * channels + 2 * PLANE_GAP)
     planes = torch.empty(torch.get_num_threads() * num_values)
     nothing, nowhere = torch.zeros(channels), torch.empty(channels)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 TAPS = 3
+SMALL, LARGE = 4, 6  # outputs a side of a tile
 COLUMNS = 16  # of a panel of filters: channels come in multiples of it
 
 
@@ -38,19 +39,28 @@ class Filtering:
     filters: Matrix
     outputs: Matrix
 
-    def down_across(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many tiles cover a map of outputs."""
-        return -(-height // self.tile), -(-width // self.tile)
 
-    def num_products(self, height: int, width: int) -> int:
-        """Return the multiplications of a map of outputs, for each pair of channels."""
-        down, across = self.down_across(height, width)
-        return down * across * self.points**2
+def down_across(tile: int, height: int, width: int) -> tuple[int, int]:
+    """Return how many tiles cover a map of outputs."""
+    return -(-height // tile), -(-width // tile)
+
+
+def num_products(tile: int, height: int, width: int) -> int:
+    """Return the multiplications of a map of outputs, for each pair of channels."""
+    return math.prod(down_across(tile, height, width)) * (tile + TAPS - 1) ** 2
+
+
+def tile_of(height: int, width: int) -> int:
+    """Return the tiles' side that multiplies least for a map of outputs; of equals the smaller, which rounds better.
+
+    It is plain arithmetic, since it decides within compiled steps.
+    """
+    return SMALL if num_products(SMALL, height, width) <= num_products(LARGE, height, width) else LARGE
 
 
 def filtering_of(height: int, width: int) -> Filtering:
-    """Return what multiplies least for a map of outputs; of equals the smaller tiles, which round better."""
-    return min(FILTERINGS, key=lambda filtering: filtering.num_products(height, width))
+    """Return the filtering of :func:`tile_of`."""
+    return FILTERINGS[tile_of(height, width)]
 
 
 def _coefficients(roots: list[Fraction]) -> list[float]:
@@ -80,7 +90,7 @@ def _toom_cook(*finite: Fraction | int) -> Filtering:
 
 
 # Small points in pairs of both signs, so that transforms are few additions and rounding errors stay small.
-FILTERINGS = (
-    _toom_cook(0, 1, -1, 2, -2),
-    _toom_cook(0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2)),
-)
+FILTERINGS = {
+    SMALL: _toom_cook(0, 1, -1, 2, -2),
+    LARGE: _toom_cook(0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2)),
+}

@@ -53,6 +53,16 @@ def record_of(runs: dict[str, dict[int, float]], at_once: dict[str, int] | None 
     }
 
 
+def test_only_runs_of_one_host_are_timed() -> None:
+    record = record_of({BASE: {0: 0.82, 1: 0.79}, "other": {0: 0.83, 1: 0.80}})
+    assert tables(record)[0].lines[1].time_ratios == pytest.approx([1.1, 1.1])
+    record["runs"][-1]["cpu"] = "another"
+    record["runs"][-2]["machine"] = record["runs"][-2]["machine"] | {"threads": 4}
+    line = tables(record)[0].lines[1]
+    assert line.time_ratios == [] and line.ways == []
+    assert "None, 1 thread (3 runs); another, 1 thread (1 run)." in to_markdown(record)
+
+
 def test_a_factor_is_compared_where_the_base_has_the_seed() -> None:
     record = record_of(
         {

@@ -6,7 +6,7 @@ from typing import Any
 
 from board_records import record_of, row, run_of
 
-from fastresnet.bench.asked import ask
+from fastresnet.bench.asked import ask, first_seed
 from fastresnet.bench.board import ENERGY, labels_of, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.board_plot import draw, figure_of
@@ -78,18 +78,22 @@ def test_a_verdict_before_all_planned_runs_says_so() -> None:
     assert "| yes |" in to_markdown(record_of(runs, [row("a")], asked=asked))
 
 
-def test_what_was_compiled_anew_on_the_clock_is_told() -> None:
+def test_what_was_compiled_anew_within_a_run_is_told() -> None:
     runs = [run_of(row("a"), seed, 0.95, 1, recompiled=2 * (seed == 1)) for seed in range(3)]
     runs += [run_of(row("b"), 0, 0.95, 1, recompiled=0)]
     page = to_markdown(record_of(runs, [row("a"), row("b")]))
-    assert "anew on the clock, which it should not be: a, fast, 8 epochs (1 of 3 runs).\n" in page
+    assert "anew in the course of a run, which it should not be: a, fast, 8 epochs (1 of 3 runs).\n" in page
     assert "anew" not in to_markdown(record_of(runs[2:], [row("a"), row("b")]))
 
 
-def test_processors_beside_the_gpu_are_told_where_they_differ() -> None:
-    runs = [run_of(row("a"), 0, 0.95, 1, cpu="one"), run_of(row("a"), 1, 0.95, 1, cpu="another")]
-    assert "depend too: one (1 run); another (1 run)." in to_markdown(record_of(runs, [row("a")]))
-    assert "processors" not in to_markdown(record_of(runs[:1], [row("a")]))
+def test_hosts_of_the_gpu_are_told_where_they_differ() -> None:
+    """The threads of a run's machine are its share of its host's, where several ran at once."""
+    of_hosts = [{"cpu": "one", "threads": 4}, {"cpu": "another", "threads": 4}, {"cpu": "one", "threads": 16}]
+    runs = [run_of(row("a"), seed, 0.95, 1, **host) for seed, host in enumerate(of_hosts)]
+    told = "depend too: one, 4 threads (1 run); another, 4 threads (1 run); one, 16 threads (1 run)."
+    assert told in to_markdown(record_of(runs, [row("a")]))
+    shared = [run | {"cpu": "one", "threads": 4, "machine": {"threads": 2}} for run in runs[:1]]
+    assert "hosts" not in to_markdown(record_of([*runs[:1], *shared], [row("a")]))
 
 
 def test_what_is_compared_with_is_what_was_asked_for_last() -> None:
@@ -101,6 +105,18 @@ def test_what_is_compared_with_is_what_was_asked_for_last() -> None:
     ask(record, ten, [0])
     ask(record, other, [0])
     assert find_row(record, "a") == ten
+
+
+def test_seeds_begin_where_those_of_rows_with_runs_do() -> None:
+    """What was asked for and never run is no reason to refuse others."""
+    record = record_of([], [row("a"), row("b")])
+    ask(record, row("b"), [0, 1])
+    assert first_seed(record) is None
+    ask(record, row("a"), [5, 6])
+    record["runs"].append(run_of(row("a"), 6, 0.95, 1))
+    assert first_seed(record) == 5
+    record["asked"] = []
+    assert first_seed(record) == 6
 
 
 def test_a_rows_dates_are_in_order() -> None:

@@ -142,6 +142,29 @@ def test_what_is_measured_of_an_arch_is_kept_and_none_is_begun_after_the_minutes
     code, _, told = fastresnet(*own, "--archs", f"{ARCH},{other}", "--parallel", "2")
     assert code == 128 + signal.SIGTERM and "the board is kept in" in told
     assert measured == [ARCH, other] and [each["arch"] for each in read(out)["at_once"]] == [ARCH]
+    assert [label.partition(",")[0] for label in read(out)["not_measured"]] == [ARCH, other]
+
+
+def test_of_an_archs_recipes_the_first_is_measured_and_what_is_complete_is_not_missing(
+    fastresnet: Command, own: tuple[str, ...], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is an ablation's base, which goes for its factors."""
+    measured = []
+
+    def measure(recipe: Recipe, *_: Any) -> dict[str, Any]:
+        measured.append((recipe.arch, recipe.epochs))
+        if recipe.arch != ARCH:
+            raise Stopped(signal.SIGTERM)
+        return {key: value for key, value in FASTER.items() if key != "arch"} | {"at_once": 1}
+
+    monkeypatch.setattr(at_once, "measure", measure)
+    code, _, told = fastresnet(*own, "--epochs", "1,2", "--runs", "1", "--parallel", "2")
+    assert code == 0, told
+    both = ("--archs", f"{ARCH},n2-b1-c8", "--epochs", "1,2", "--runs", "1", "--parallel", "2")
+    code, _, told = fastresnet(*own, *both)
+    assert code == 128 + signal.SIGTERM, told
+    assert measured == [(ARCH, 1), ("n2-b1-c8", 1)]
+    assert read(out)["not_measured"] == ["n2-b1-c8"]
 
 
 @contextmanager

@@ -35,7 +35,6 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
         {"runs": [run | {"accuracy": 94.0}]},
         {"runs": [run | {"seconds": -1.0}]},
         {"runs": [run | {"started": "today"}]},
-        {"runs": [run | {"machine": {}}]},
         {"asked": [{"row": record["rows"][0], "seeds": "abc"}]},
         {"asked": [{"row": {"name": "a"}, "seeds": []}]},
     ]
@@ -44,6 +43,18 @@ def test_a_damaged_record_is_refused_in_one_line(data: Path, tmp_path: Path) -> 
         assert str(out) in refusal(bench(*own)), wrong
         assert str(out) in refusal(bench("--show", out)), wrong
     assert "is damaged, or of an earlier form" in refusal(bench(*own))
+
+
+def test_a_run_whose_steps_are_not_known_is_shown_and_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    """Its row's others would do theirs as it did."""
+    own, out, record = begun(data, tmp_path)
+    run = run_of(row_of({"row": record["rows"][0]}), 0, 0.5, 1.0)
+    run["machine"] = {key: value for key, value in run["machine"].items() if key != "convs"}
+    out.write_text(json.dumps(record | {"runs": [run]}))
+    assert "the figure run of seed 0 of n2-b1-c4, " in refusal(bench(*own))
+    assert "does not say its convs; choose another --out" in refusal(bench(*own))
+    shown = bench("--show", out)
+    assert shown.exit_code == 0, shown.output
 
 
 def test_a_seed_counts_once(data: Path, tmp_path: Path) -> None:

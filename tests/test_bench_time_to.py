@@ -349,7 +349,7 @@ def test_a_long_board_says_so_before_it_starts(
     chosen = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(time_to_accuracy, "choose_machine", lambda config: chosen)
     compiled = bench(*own[:-2], "--runs", "1").output
-    assert "6 min 40 s (1 run), and what compiling takes, once for each of 1 row; it may be" in compiled
+    assert "6 min 40 s (1 run); compiling comes on top, once for each of 1 row; it may be" in compiled
     assert "will take" not in bench(*own[:-2], "--runs", "1", *SETTLED).output
 
 

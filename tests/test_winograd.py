@@ -32,7 +32,7 @@ from fastresnet.kernels.winograd import (
     winograd_obstacle,
 )
 from fastresnet.kernels.winograd_code import NARROW, WIDE
-from fastresnet.kernels.winograd_math import FILTERINGS, TAPS, Filtering, filtering_of
+from fastresnet.kernels.winograd_math import FILTERINGS, TAPS, Filtering, num_products, tile_of
 from fastresnet.resnet import build_model
 from fastresnet.run import Convs, RunConfig
 from fastresnet.training import resume
@@ -65,7 +65,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
     return bool((found.double() - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
-@given(st.sampled_from(FILTERINGS), st.lists(st.floats(-8, 8), min_size=11, max_size=11))
+@given(st.sampled_from([*FILTERINGS.values()]), st.lists(st.floats(-8, 8), min_size=11, max_size=11))
 def test_a_tile_in_one_dimension_is_a_convolution(filtering: Filtering, values: list[float]) -> None:
     x, w = np.array(values[: filtering.points]), np.array(values[-TAPS:])
     wanted = [x[i : i + TAPS] @ w for i in range(filtering.tile)]
@@ -73,13 +73,32 @@ def test_a_tile_in_one_dimension_is_a_convolution(filtering: Filtering, values: 
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_a_map_has_the_tiles_that_multiply_it_least(height: int, width: int) -> None:
-    chosen = filtering_of(height, width)
-    times = {each.tile: each.num_products(height, width) for each in FILTERINGS}
-    assert times[chosen.tile] == min(times.values())
-    if height == width:
-        assert chosen.tile == {32: 4, 24: 6, 16: 4, 12: 6, 8: 4, 6: 6, 4: 4, 3: 4}.get(height, chosen.tile)
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "products"),
+    [
+        *((32, 32, 4, 64 * 36), (24, 24, 6, 16 * 64), (16, 16, 4, 16 * 36), (12, 12, 6, 4 * 64)),
+        *((8, 8, 4, 4 * 36), (6, 6, 6, 64), (4, 4, 4, 36), (3, 3, 4, 36)),
+        *((15, 31, 4, 32 * 36), (11, 17, 6, 6 * 64)),
+        (24, 16, 4, 24 * 36),  # as many as of greater tiles
+    ],
+)
+def test_a_map_has_the_tiles_that_multiply_it_least(
+    height: int, width: int, tile: int, products: int
+) -> None:
+    assert tile_of(height, width) == tile
+    assert min(num_products(each, height, width) for each in FILTERINGS) == products
+    assert num_products(tile, height, width) == products
+
+
+def test_a_compiled_network_has_it_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo refused how its tiles were chosen, so that each convolution broke the graph."""
+    convs = torch.nn.Sequential(Conv3x3(16, 16), Conv3x3(16, 32))
+    set_convs(convs, "winograd")
+    x, _, _ = made(6, 16, 16, 24, 24)
+    compiled = torch.compile(convs, backend="aot_eager", fullgraph=True)
+    found, wanted = compiled(x.requires_grad_()), convs(x)
+    assert torch.equal(found, wanted)
+    assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted)))
 
 
 SHAPES = {

@@ -24,7 +24,7 @@ from fastresnet.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save or check; the exit code is 1 where something has become slower or is gone, 2 after a mistake."""
+    """Save or check; the exit code is 1 where something is slower or gone, 2 after a mistake, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make bench-save, make bench-check")
     parser.add_argument("what", choices=["save", "check"])
     parser.add_argument("--baseline", type=Path, default=BASELINE)

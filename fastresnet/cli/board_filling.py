@@ -75,7 +75,7 @@ def open_board_record(
     """
     from fastresnet.assembly import choose_machine
     from fastresnet.bench.asked import first_seed
-    from fastresnet.bench.board_form import check_board
+    from fastresnet.bench.board_form import check_board, check_ways
     from fastresnet.bench.continued import earlier_record, go_on
     from fastresnet.bench.record import make_record
 
@@ -90,6 +90,7 @@ def open_board_record(
     if earlier is None:
         return record
     check_board(path, earlier)
+    check_ways(path, earlier)
     first = first_seed(earlier)
     if first not in (None, seeds.start):
         raise UserError(
@@ -167,6 +168,7 @@ def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -
 
     board.settle(out_of_time)
     if not board.is_settled:
+        board.tell("the minutes were over before any training; the same command goes on")
         return
     board.enter()
     if not board.jobs():
@@ -178,6 +180,6 @@ def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -
         beside = f", beside {counted(unknown, 'row')} of unknown time" if unknown else ""
         known = f"this will take about {duration(seconds)} ({counted(num_runs, 'run')}{beside})"
         told = known if num_runs else f"how long this will take is not known yet ({counted(unknown, 'row')})"
-        told += f", and what compiling takes, once for each of {counted(looking, 'row')}" if looking else ""
+        told += f"; compiling comes on top, once for each of {counted(looking, 'row')}" if looking else ""
         board.tell(f"{told}; it may be stopped at any moment, and the same command goes on")
     board.fill(runs_dir, out_of_time)
