@@ -199,6 +199,25 @@ def test_what_the_readme_says_of_the_board_in_words() -> None:
     assert f"On {settings['dataset']}, to a test accuracy of {settings['target']:g}," in text
 
 
+def test_what_the_readme_says_of_fresh_seeds() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    record = json.loads((ROOT / "bench" / "records" / "time-to-fastest-fresh-j75-cpu.json").read_bytes())
+    against = find_row(record, "airbench94")
+    assert against is not None
+    (ours,) = compare(record, against)
+    assert ours.cpu_s is not None and ours.difference_half is not None
+    lines = {each.row: each for each in standings(record)}
+    line = lines[ours.row]
+    assert line.verdict == "reaches" and lines[against].verdict == "below" and line.runs == 5
+    assert (
+        f"five runs reach {line.accuracy:.4f} (lower bound {line.accuracy_low:.4f}), "
+        f"{100 * ours.difference:.2f} points above airbench94 (± {100 * ours.difference_half:.2f})"
+    ) in text
+    ratio = f"{ours.cpu_s.mean:.3f} times the CPU seconds ({ours.cpu_s.low:.3f} to {ours.cpu_s.high:.3f}; four rounds;"
+    assert ratio in text and ours.rounds == 4
+    assert min(run["seed"] for run in record["runs"]) == 10
+
+
 def test_the_row_of_fastest_is_todays() -> None:
     """So runs of another day are added to it. A digest that was made in another way once cut it off."""
     record = json.loads((ROOT / "bench" / "records" / "time-to-fastest-airbench94-j75-cpu.json").read_bytes())
