@@ -59,11 +59,6 @@ def _processor_obstacle() -> str | None:
     return None
 
 
-def fits(inputs: int, outputs: int) -> bool:
-    """Return whether that many channels can be convolved so."""
-    return inputs % CHANNELS == outputs % CHANNELS == 0
-
-
 def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return whether ``x`` [B, C, H, W] can be convolved so with ``weight`` [O, C, 3, 3], padded by 1."""
     outputs, inputs, *sides = weight.shape
@@ -74,7 +69,7 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.dtype == torch.bfloat16
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
-        and fits(inputs, outputs)
+        and inputs % CHANNELS == outputs % CHANNELS == 0
         and x.numel() * outputs >= MIN_PRODUCTS
         and 2 <= x.shape[2] <= LINE
         and 2 <= x.shape[3] <= LINE

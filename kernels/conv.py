@@ -10,7 +10,6 @@ from fastresnet.kernels import amx, winograd
 from fastresnet.kernels.winograd import COLUMNS
 
 CONVS = ("direct", "winograd", "amx")
-_FITS = {"winograd": winograd.fits, "amx": amx.fits}
 _TAKES = {"winograd": winograd.takes, "amx": amx.takes}
 
 
@@ -19,17 +18,18 @@ class Conv3x3(nn.Conv2d):
 
     Attributes:
         convs: ``direct`` is PyTorch's own. ``winograd`` takes :func:`fastresnet.kernels.winograd.winograd_conv` where
-            it can be had, which is for float32 and bf16 images on a CPU and channels in multiples of 16, or inputs
-            nearly so; ``amx`` likewise :func:`fastresnet.kernels.amx.amx_conv`, for bf16 images.
+            it can be had, which is for float32 and bf16 images on a CPU and channels in multiples of 16; ``amx``
+            likewise :func:`fastresnet.kernels.amx.amx_conv`, for bf16 images.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
         self.convs = "direct"
 
-    def fits(self, convs: str) -> bool:
-        """Return whether its channels let it be done as ``convs`` says, if images are large enough."""
-        return convs == "direct" or _FITS[convs](self.in_channels, self.out_channels)
+    @property
+    def fits(self) -> bool:
+        """Its channels come in multiples of what is needed for anything but PyTorch's own."""
+        return self.in_channels % COLUMNS == self.out_channels % COLUMNS == 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.convs == "direct" or torch.compiler.is_exporting():
@@ -40,7 +40,7 @@ class Conv3x3(nn.Conv2d):
             return super().forward(x)
         if self.convs == "amx":
             return torch.ops.fastresnet.amx_conv(x, self.weight)
-        return winograd.filtered(x, self.weight)
+        return torch.ops.fastresnet.winograd_conv(x, self.weight)
 
 
 def set_convs(model: nn.Module, convs: str) -> None:
@@ -76,7 +76,7 @@ def model_obstacle(model: nn.Module, convs: str, device_type: str, amp: str) -> 
     """
     if (obstacle := convs_obstacle(convs, device_type, amp)) is not None:
         return obstacle
-    if not any(isinstance(module, Conv3x3) and module.fits(convs) for module in model.modules()):
+    if not any(isinstance(module, Conv3x3) and module.fits for module in model.modules()):
         return f"no 3x3 convolution of stride 1 has channels in multiples of {COLUMNS}"
     return None
 

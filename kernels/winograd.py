@@ -14,7 +14,6 @@ import math
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from fastresnet.kernels.team import PIXEL_BYTES, channels_last, run_team, team_obstacle
 from fastresnet.kernels.winograd_math import COLUMNS, TAPS, Filtering, down_across, filtering_of, tile_of
@@ -29,12 +28,6 @@ def winograd_obstacle(device_type: str) -> str | None:
     return team_obstacle()
 
 
-def fits(inputs: int, outputs: int) -> bool:
-    """Return whether that many channels can be convolved so: of outputs multiples of COLUMNS alone, while inputs may
-    be filled up with zeros to the next one, where that is at most a third more."""
-    return outputs % COLUMNS == 0 and 3 * (inputs + -inputs % COLUMNS) <= 4 * inputs
-
-
 def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return whether ``x`` [B, C, H, W] can be convolved so with ``weight`` [O, C, 3, 3], padded by 1."""
     outputs, inputs, *sides = weight.shape
@@ -45,21 +38,14 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.dtype in PIXEL_BYTES
         and weight.dtype == torch.float32
         and sides == [TAPS, TAPS]
-        and fits(inputs, outputs)
+        and inputs % COLUMNS == outputs % COLUMNS == 0
         and _num_tiles(x, tile_of(*x.shape[2:])) >= MIN_TILES
     )
 
 
-def filtered(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the convolution, [B, O, H, W] of ``x``'s dtype, channels-last, of what :func:`takes` takes."""
-    if lacking := -x.shape[1] % COLUMNS:
-        x, weight = (functional.pad(each, (0, 0, 0, 0, 0, lacking)) for each in (x, weight))
-    return winograd_conv(x, weight)
-
-
 @torch.library.custom_op("fastresnet::winograd_conv", mutates_args=(), device_types="cpu")
 def winograd_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return :func:`filtered` of channels in multiples of COLUMNS."""
+    """Return [B, O, H, W] of ``x``'s dtype, channels-last; see :func:`takes`."""
     outputs, inputs = weight.shape[:2]
     _check(x, inputs, weight)
     taps = weight.permute(2, 3, 1, 0).contiguous()
