@@ -59,10 +59,10 @@ def asked_seeds(record: dict[str, Any], row: Row) -> list[int]:
 
 
 def first_seed(record: dict[str, Any]) -> int | None:
-    """Return the seed that each turn's runs begin with; None of a record without figure runs."""
+    """Return the seed that each turn's runs begin with, done or asked for; None of a record without figure runs."""
     ran = [run for run in record["runs"] if run["role"] == FIGURE]
-    rows = {row_of(run) for run in ran}
-    seeds = [seed for row in rows for seed in asked_seeds(record, row)] or [run["seed"] for run in ran]
+    seeds = [run["seed"] for run in ran]
+    seeds += [seed for row in {row_of(run) for run in ran} for seed in asked_seeds(record, row)]
     return min((seed % BLOCK for seed in seeds), default=None)
 
 

@@ -93,21 +93,15 @@ def found_in(record: dict[str, Any], arch: str, asked: int) -> dict[str, Any] | 
 
 
 def settle(
-    record: dict[str, Any],
-    recipe: Recipe,
-    config: RunConfig,
-    data: Data,
-    asked: int,
-    tell: Callable[[str], None],
-) -> None:
-    """Have the record say how many trainings of the recipe's arch run at once; once measured, it stays so."""
-    if found_in(record, recipe.arch, asked) is None:
-        tell(
-            f"{recipe.arch}: measuring whether {asked} trainings at once are faster a run than one after another"
-        )
-        found = {"arch": recipe.arch, **measure(recipe, config, data, asked)}
-        record.setdefault("at_once", []).append(found)
-        tell(in_words(found))
+    recipe: Recipe, config: RunConfig, data: Data, asked: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return, as JSON types, what a measurement of that many trainings of the recipe at once says, and tell it."""
+    tell(
+        f"{recipe.arch}: measuring whether {asked} trainings at once are faster a run than one after another"
+    )
+    found = {"arch": recipe.arch, **measure(recipe, config, data, asked)}
+    tell(in_words(found))
+    return found
 
 
 def in_words(found: dict[str, Any]) -> str:

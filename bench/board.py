@@ -167,6 +167,12 @@ def row_of(run: dict[str, Any]) -> Row:
     return Row(**run["row"])
 
 
+def peer_tta(record: dict[str, Any], row: Row) -> str:
+    """Return what a peer's accuracy averages over, as its last run says; ``none`` where it says nothing."""
+    runs = runs_of(record, row) if row.recipe is None else []
+    return str(runs[-1].get("tta", "none")) if runs else "none"
+
+
 def host_of(record: dict[str, Any], run: dict[str, Any]) -> tuple[str, int]:
     """Return what a run was done with beside a GPU: the processor, and how many of its threads its command had."""
     where = record["environment"]

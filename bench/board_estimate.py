@@ -10,6 +10,7 @@ from fastresnet.bench.board import FIGURE, SEARCH, Row, row_of, runs_of
 from fastresnet.bench.board_run import measure_run_s
 from fastresnet.bench.schedule_search import Try
 from fastresnet.bench.time_to_accuracy import Board
+from fastresnet.engine.machine import UNFOUND
 from fastresnet.engine.warmup import ALIKE_ON_GPU
 from fastresnet.errors import UserError
 
@@ -63,7 +64,8 @@ def estimate_s(board: Board, *, measured: bool = True) -> tuple[float, int, int]
 
 def num_looking(board: Board) -> int:
     """Return for how many rows every way of doing the steps is still to be compiled and compared."""
-    if board.alike(FIGURE) != ALIKE_ON_GPU or not board.looks:
+    looks = any(getattr(board.config, key) == "auto" for key in UNFOUND)
+    if board.alike(FIGURE) != ALIKE_ON_GPU or not looks:
         return 0
     num = 0
     for contestant in board.contestants:

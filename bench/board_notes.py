@@ -42,7 +42,7 @@ def same_note(record: dict[str, Any]) -> list[str]:
 
 
 def recompiled_note(record: dict[str, Any]) -> list[str]:
-    """Return a paragraph that tells the rows in whose seconds something was compiled anew, where there are such."""
+    """Return a paragraph that tells the rows of which runs compiled something anew, where there are such."""
     rows = dict.fromkeys(row_of(run) for run in record["runs"] if run.get("recompiled"))
     labels = labels_of(Row(**each) for each in record["rows"])
     told = []

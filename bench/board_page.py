@@ -7,7 +7,7 @@ from typing import Any
 
 from fastresnet.atomic import write_atomic
 from fastresnet.bench.asked import changed, left
-from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, row_of, runs_of, standings
+from fastresnet.bench.board import ENERGY, Row, Summary, labels_of, peer_tta, row_of, runs_of, standings
 from fastresnet.bench.board_notes import (
     changed_note,
     commits_note,
@@ -122,7 +122,7 @@ def _line(record: dict[str, Any], line: Summary, label: str, cpu: bool, energy: 
     crossing = _seconds(line.crossing_s, line.crossing_half)
     if line.crossed is not None and line.crossed < line.runs:
         crossing = f"{crossing} ({line.crossed} of {line.runs} runs)".strip()
-    tta = "".join(f", {kind} TTA" for kind in (row.tta, _peer_tta(record, row)) if kind != "none")
+    tta = "".join(f", {kind} TTA" for kind in (row.tta, peer_tta(record, row)) if kind != "none")
     recipe = f" ({row.arch or row.recipe}{row.changed})" if row.recipe is not None else " (its own clock)"
     apart = f", throughput, {row.at_once} at once" if row.at_once > 1 else ""
     spread = f" ({line.accuracy_sd:.4f})" if line.accuracy_sd is not None else ""
@@ -179,12 +179,6 @@ def _peers(record: dict[str, Any]) -> list[str]:
             f"{last.get('changes', 'not stated').rstrip('.')}. As called: `{row.science}`.",
         ]
     return lines
-
-
-def _peer_tta(record: dict[str, Any], row: Row) -> str:
-    """Return what a peer's accuracy averages over, as its last run says; ``none`` where it says nothing."""
-    runs = runs_of(record, row) if row.recipe is None else []
-    return str(runs[-1].get("tta", "none")) if runs else "none"
 
 
 def _comparison(record: dict[str, Any]) -> list[str]:

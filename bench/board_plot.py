@@ -7,7 +7,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastresnet.bench.board import Row, labels_of, runs_of, standings, tries
+from fastresnet.bench.board import Row, labels_of, peer_tta, runs_of, standings, tries
 from fastresnet.report.palette import LIGHT
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def drawn_runs(record: dict[str, Any]) -> str:
 def figure_of(record: dict[str, Any]) -> Figure:
     """Return a figure: accuracy against seconds on the clock, every run drawn, a colour and a marker a row.
 
+    Lines are evaluations between epochs, which are without TTA, and markers where runs end, with the row's.
     Runs that were at once are dotted and end in an angular marker, as their seconds are no latency. A search's tries
     end in a hollow one, of the colour of their own length's row, else of the row found, grey while there is none.
     """
@@ -52,15 +53,18 @@ def figure_of(record: dict[str, Any]) -> Figure:
         dashes = ":" if row.at_once > 1 else "-"
         marker = MARKERS[dashes][place // len(colours) % len(MARKERS[dashes])]
         label += " (throughput)" if row.at_once > 1 else ""
+        label += f", {tta} TTA" if (tta := peer_tta(record, row)) != "none" else ""
         _draw_runs(axes, runs_of(record, row), of_row[row], dashes, marker, label)
     if tries(record):
         axes.plot([], [], "o", color=LIGHT["muted"], markersize=4, fillstyle="none", label="tried by search")
-    axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
+    axes.axhline(target, color=LIGHT["ink"], linewidth=0.8, linestyle="--", label=f"target {target:g}")
     accuracies = [target, *(run["accuracy"] for run in record["runs"])]
     # the last approach to the target is what tells rows apart
     axes.set_ylim(max(0.0, min(accuracies) - 0.1), min(1.0, max(accuracies) + 0.02))
     axes.set_xlabel("seconds on the clock")
-    axes.set_ylabel(f"test accuracy on {record['settings']['dataset']}")
+    axes.set_ylabel(
+        f"test accuracy on {record['settings']['dataset']}\n(lines without TTA, marks as the runs end)"
+    )
     axes.set_title(f"every run; {record['environment']['device_name']}")
     axes.grid(color=LIGHT["grid"])
     if record["runs"]:

@@ -115,9 +115,11 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     train_split, test = data.splits["train"], data.splits["test"]
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
-    with memory_errors(recipe):
-        found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
-    free_memory()
+    try:
+        with memory_errors(recipe):
+            found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
+    finally:  # also of what was too large: a run's loader is chosen by what memory is free
+        free_memory()
     sizes = recipe.image_sizes(data.dataset.image_size)
     # an evaluation is a third of a training step's work an image, at full size
     evaluating = len(test.members) / (3 * num_train * config.eval_every)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastresnet.bench.board import FIGURE, Row, labels_of, row_of, runs_of
+from fastresnet.bench.board import FIGURE, Row, host_of, labels_of, row_of, runs_of
 from fastresnet.bench.intervals import LEVEL, t_quantile, two_sided
 
 
@@ -29,7 +29,7 @@ class Comparison:
 
     Attributes:
         row: which.
-        rounds: in which both ran, with no other run of either between.
+        rounds: in which both ran on one host, with no other run of either between.
         seconds: its clock over the other's, by the rounds; None where there is none.
         cpu_s: likewise of CPU seconds; None where not all of those runs tell them.
         difference, difference_half: of the mean accuracies of all runs, and the half-width of its two-sided 95%
@@ -91,7 +91,7 @@ def compare(record: dict[str, Any], against: Row) -> list[Comparison]:
 
 
 def _rounds(record: dict[str, Any], row: Row, against: Row) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the pairs of runs of one seed that followed each other, each done with nothing beside it."""
+    """Return the pairs of runs of one seed and host that followed each other, each done with nothing beside it."""
     if row.at_once > 1 or against.at_once > 1:
         return []
     runs = record["runs"]
@@ -102,7 +102,8 @@ def _rounds(record: dict[str, Any], row: Row, against: Row) -> list[tuple[dict[s
     for place, next_place in itertools.pairwise(places):
         one, other = runs[place], runs[next_place]
         busy_s = sum(run["process_s"] for run in runs[place:next_place])
-        if row_of(one) != row_of(other) and one["seed"] == other["seed"] and _follow(one, other, busy_s):
+        of_a_round = one["seed"] == other["seed"] and host_of(record, one) == host_of(record, other)
+        if row_of(one) != row_of(other) and of_a_round and _follow(one, other, busy_s):
             pairs.append((one, other) if row_of(one) == row else (other, one))
     return pairs
 

@@ -38,7 +38,7 @@ def go_on(earlier: dict[str, Any], new: dict[str, Any], *, same_source: bool = T
         UserError: machine, versions, source or settings differ, so that the figures would not be one table's.
     """
     here = new["environment"]
-    # Of a GPU's runs each names the processor beside it; a loan of the same GPU may bring another.
+    # Of a GPU's runs each names the processor beside it.
     but = HOST_KEYS if not same_source and here["device_name"] != here["cpu"] else ()
     difference = machine_difference(earlier["environment"], here, but)
     git = [record["environment"].get("git") for record in (earlier, new)]

@@ -237,7 +237,10 @@ def usual_target(data: str | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is left of the suite; the exit code is 0, 1 where a stage failed, 2 where it cannot run here."""
+    """Run what is left of the suite.
+
+    The exit code is 0, 1 where a stage failed, 2 where it cannot run here; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     parser = argparse.ArgumentParser(prog="make bench-gpu ARGS=...", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench-results") / "gpu", help="the folder")
     parser.add_argument("--data", help="as for train [CIFAR-10, downloaded once; of a rehearsal, shapes]")

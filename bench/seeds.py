@@ -21,10 +21,11 @@ def figure_seeds(
     Where the others are compared with one of them, a row that comes after that one has had its turns begins with the
     next block of seeds, which that one takes too; and where it is that one which comes late, the others do.
     """
-    named = [row for row in rows_named(record, record.get("against") or "") if row in rows]
+    of_that_name = rows_named(record, record.get("against") or "")
+    named = [row for row in rows if row in of_that_name]
     if not named:
         return {row: list(range(first, first + runs)) for row in rows}
-    against = named[-1]
+    against = named[-1]  # which will be the one asked for last, as comparisons want it
     others = [row for row in rows if row != against]
     least = _begin(record, against, others)
     blocks = {row: {max(_begin(record, row, [against]), least)} for row in others}

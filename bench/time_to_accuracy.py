@@ -1,42 +1,28 @@
-"""Trainings against the clock until the board is full; :mod:`fastresnet.bench.board` says what is on the clock.
+"""A board that is being filled: which runs it still takes, in which order, and what of them it keeps.
 
-Every run is trained in this process, one after another, the rows taking turns, every other time in reverse, so that a
-machine that drifts slows all alike; or, where that was asked for and is faster a run, several at once, in rows of their
-own. How steps are done is measured in a row's first run, and its others do them so: a row is of one kind, and measured
-once. The record is written after each run: a board that was killed goes on with the run it was at, from its start,
-since a training that was interrupted cannot be timed.
+The rows take turns, every other time in reverse, so that a machine that drifts slows all alike.
+:mod:`fastresnet.bench.board_fill` does the runs; :mod:`fastresnet.bench.board` says what is on the clock.
 """
 
 from __future__ import annotations
 
-import datetime
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from fastresnet.assembly import Data, choose_machine
 from fastresnet.bench.asked import BLOCK, ask, enter, left, missing
-from fastresnet.bench.at_once import found_in, settle, shared
-from fastresnet.bench.board import ENERGY, FIGURE, SEARCH, WAY, Row, row_of, runs_of
-from fastresnet.bench.board_run import train_once
+from fastresnet.bench.at_once import found_in, settle
+from fastresnet.bench.board import FIGURE, SEARCH, Row, runs_of
 from fastresnet.bench.contestants import Contestant
-from fastresnet.bench.energy import EnergyMeter
 from fastresnet.bench.record import publishable
 from fastresnet.bench.schedule_search import Try, next_try
 from fastresnet.bench.seeds import SEARCH_SEEDS, figure_seeds
-from fastresnet.bench.trainers import Trainer, answers, crew
 from fastresnet.bench.tried import tried_lengths
-from fastresnet.engine.machine import UNFOUND, resolve_threads
 from fastresnet.engine.warmup import ALIKE_ON_GPU
-from fastresnet.environment import cpu_model, source_version
-from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig
 from fastresnet.signals import held
-
-SAME_OF_A_PEER = ("repository", "commit", "changes", "clock", "tta")  # in all runs of a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +87,9 @@ class Board:
                 return
             # Those measured do their steps as the runs will.
             config = self.config.model_copy(update={"alike": self.alike(FIGURE)})
-            settle(self.record, recipe, config, self.data, self.parallel, self.tell)
+            self.record.setdefault("at_once", []).append(
+                settle(recipe, config, self.data, self.parallel, self.tell)
+            )
             self.keep()
 
     def _unsettled(self) -> list[Recipe]:
@@ -131,11 +119,6 @@ class Board:
     def is_settled(self) -> bool:
         """Whether the rows are known: :meth:`settle` may have come to its end for want of time."""
         return not self._unsettled()
-
-    @property
-    def looks(self) -> bool:
-        """Whether a row's first run looks for the way in which steps are done quickest."""
-        return any(getattr(self.config, key) == "auto" for key in UNFOUND)
 
     def alike(self, role: str) -> int:
         """Return the trainings whose length is weighed against what finding their way takes."""
@@ -232,125 +215,16 @@ class Board:
             found.append(asdict(row))
         return chosen
 
-    def fill(self, runs_dir: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
-        """Run what is missing, each row in turn, until nothing is or the time is up; rows that are run at once first.
-
-        Of what fails (a peer, or a training that cannot be done or diverges) no more is tried, and the others go on.
-
-        Raises:
-            Interrupted: a signal asked to stop; the run that was under way will be done again.
-        """
-        meter = EnergyMeter(choose_machine(self.config).device)
-        ours = (run for run in self.record["runs"] if row_of(run).recipe is not None)
-        if not any(run["energy_j"] is not None for run in ours):
-            self.record["energy"] = meter.obstacle or ENERGY
-        while (jobs := self.jobs()) and not out_of_time():
-            if any(job.row.at_once > 1 for job in jobs):
-                self._fill_at_once(runs_dir, out_of_time)
-                continue
-            for job in jobs:
-                if out_of_time() or job.seed != jobs[0].seed:  # a row that lags catches up first
-                    break
-                try:
-                    run = self._run(job, runs_dir, meter)
-                except UserError as error:
-                    self._fail(job, str(error))
-                else:
-                    self._add(run, job)
-
-    def _begun(self, job: Job) -> dict[str, Any]:
-        """Return what is known of a run before it is done."""
-        return {
-            "row": asdict(job.row),
-            "role": job.role,
-            "seed": job.seed,
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-            "git": source_version(),
-            "cpu": cpu_model(),
-            "threads": resolve_threads(self.config.threads),
-            "crossing_s": None,
-            "energy_j": None,
-        }
-
-    def _run(self, job: Job, runs_dir: Path, meter: EnergyMeter) -> dict[str, Any]:
-        """Return one run, done with nothing beside it."""
-        begun = self._begun(job)
-        if job.contestant.peer is not None:
-            found = job.contestant.peer.run(job.seed)
-            self._check_same_peer(job, found)
-            return begun | found
-        assert job.contestant.recipe is not None
-        config = self._config(job, self.config)
-        return begun | train_once(job.contestant.recipe, config, runs_dir, job.row.label, self.tell, meter)
-
-    def _check_same_peer(self, job: Job, found: dict[str, Any]) -> None:
-        """Raise UserError where the peer says that it is another than its row's earlier runs said."""
-        for run in runs_of(self.record, job.row)[-1:]:
-            for key in SAME_OF_A_PEER:
-                if run.get(key) != found.get(key):
-                    then, now = (textwrap.shorten(str(each.get(key)), 60) for each in (run, found))
-                    raise UserError(
-                        f"its {key} is {now!r} and was {then!r} in its earlier runs; give --peer another name, as "
-                        "another row"
-                    )
-
-    def _config(self, job: Job, config: RunConfig) -> RunConfig:
-        """Return the config of a run: with its seed, and with what its row's first run has found and chosen.
-
-        That first one looks for it on behalf of all its row's runs; of those by which a search found the row, another.
-        """
-        earlier = (
-            {key: run["machine"][key] for key in WAY}
-            for run in self.record["runs"]
-            if (row_of(run), run["role"]) == (job.row, job.role)
-        )
-        found = next(earlier, None) or {"alike": self.alike(job.role)}
-        return config.model_copy(update={"seed": job.seed, **found})
-
-    def _fill_at_once(self, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
-        """Do the runs of the rows that are run at once; as one ends, the next begins."""
-
-        def waiting() -> list[Job]:
-            if out_of_time():
-                return []
-            begun = [job for job, _ in under_way.values()]
-            finding = set()  # rows whose first run finds the way of their others, which wait for it
-            if self.looks:
-                found = {(row_of(run), run["role"]) for run in self.record["runs"]}
-                finding = {(job.row, job.role) for job in begun} - found
-            jobs = self.jobs(begun)
-            return [job for job in jobs if job.row.at_once > 1 and (job.row, job.role) not in finding]
-
-        config = shared(self.config, self.parallel)
-        under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}
-        with crew(self.parallel, runs_dir) as free:
-            while True:
-                while (jobs := waiting()) and (trainer := free()) is not None:
-                    job = jobs[0]
-                    assert job.contestant.recipe is not None
-                    under_way[trainer] = job, self._begun(job)
-                    its = self._config(job, config)
-                    trainer.begin(job.contestant.recipe, its, f"{job.row.label}, {job.named}")
-                if not under_way:
-                    return
-                for trainer, kind, answer in answers(list(under_way)):
-                    if kind == "told":
-                        self.tell(answer)
-                        continue
-                    job, begun = under_way.pop(trainer)
-                    if kind == "failed":
-                        self._fail(job, answer)
-                    else:
-                        self._add(begun | answer, job)
-
-    def _add(self, run: dict[str, Any], job: Job) -> None:
+    def add(self, run: dict[str, Any], job: Job) -> None:
+        """Keep a run that was done, and tell it."""
         self.record["runs"].append(run)
         if job.row.label not in self.failed:  # of an earlier command
             self.record.get("failed", {}).pop(job.row.label, None)
         self.keep()
         self.tell(_told(run, job))
 
-    def _fail(self, job: Job, reason: str) -> None:
+    def fail(self, job: Job, reason: str) -> None:
+        """Keep why a run could not be done, and tell it; of its row no more is tried."""
         self.failed.setdefault(job.row.label, f"{job.named}: {reason}")
         self.record.setdefault("failed", {})[job.row.label] = publishable(self.failed[job.row.label])
         self.keep()

@@ -6,11 +6,12 @@ from typing import Any
 
 from board_records import record_of, row, run_of
 
-from fastresnet.bench.asked import ask, first_seed
+from fastresnet.bench.asked import ask, asked_seeds, first_seed
 from fastresnet.bench.board import ENERGY, labels_of, runs_of, standings, summarise, verdict_of
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.board_plot import draw, figure_of
 from fastresnet.bench.comparison import find_row
+from fastresnet.bench.seeds import figure_seeds
 
 
 def test_standings() -> None:
@@ -107,6 +108,18 @@ def test_what_is_compared_with_is_what_was_asked_for_last() -> None:
     assert find_row(record, "a") == ten
 
 
+def test_the_row_that_others_take_turns_with_is_the_one_they_are_compared_with() -> None:
+    """Where two rows of one name were measured in the other order before, turns were taken with neither's partner."""
+    ten, eight, other = row("a", epochs=10), row("a", epochs=8), row("b")
+    record = record_of([run_of(each, 0, 0.9, 1) for each in (ten, eight)], [ten, eight, other], against="a")
+    for asked in ((eight, ten, other), (ten, eight, other)):
+        for each, seeds in figure_seeds(record, asked, 1).items():
+            ask(record, each, seeds)
+        against = find_row(record, "a")
+        assert against == asked[1]
+        assert set(asked_seeds(record, other)) <= set(asked_seeds(record, against))
+
+
 def test_seeds_begin_where_those_of_rows_with_runs_do() -> None:
     """What was asked for and never run is no reason to refuse others."""
     record = record_of([], [row("a"), row("b")])
@@ -116,6 +129,8 @@ def test_seeds_begin_where_those_of_rows_with_runs_do() -> None:
     record["runs"].append(run_of(row("a"), 6, 0.95, 1))
     assert first_seed(record) == 5
     record["asked"] = []
+    assert first_seed(record) == 6
+    ask(record, row("a"), [10, 11])  # of a record that holds others too, as early ones may
     assert first_seed(record) == 6
 
 

@@ -343,6 +343,9 @@ def test_two_rows_take_turns_though_others_ran_between() -> None:
     rows = [ours, between, theirs]
     rounds = {each.row.name: each.rounds for each in compare(record_of(runs, rows), theirs)}
     assert rounds == {"ours": 1, "between": 1}
+    elsewhere = [*runs[:2], {**runs[2], "cpu": "another processor beside the GPU"}]
+    rounds = {each.row.name: each.rounds for each in compare(record_of(elsewhere, rows), theirs)}
+    assert rounds == {"ours": 0, "between": 0}
     later = [*runs[:2], {**runs[2], "started": "2026-01-01T00:09:00+00:00"}]
     rounds = {each.row.name: each.rounds for each in compare(record_of(later, rows), theirs)}
     assert rounds == {"ours": 0, "between": 1}

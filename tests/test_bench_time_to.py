@@ -22,7 +22,7 @@ from board_records import STEPPED, TINY, bench, read, refusal
 from tiny_runs import write_tiny
 
 from fastresnet.arch import get_arch
-from fastresnet.bench import board_estimate, board_run, time_to_accuracy
+from fastresnet.bench import board_estimate, board_fill, board_run, time_to_accuracy
 from fastresnet.bench.board import check_target, resolve_target, standings
 from fastresnet.bench.board_page import to_markdown
 from fastresnet.bench.contestants import default_names
@@ -142,10 +142,23 @@ def test_a_rows_first_run_finds_the_way_and_the_others_take_it(
     assert loaders == ["auto", "auto", "numba", "torch", "torch", "numba"]
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "waits"), [("cpu", (), True), ("cpu", SETTLED, False), ("cuda", SETTLED, True)]
+)
 def test_of_runs_at_once_a_rows_others_wait_for_its_first(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    given: tuple[str, ...],
+    waits: bool,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Trainers are replaced by ones that answer when there is nothing more to begin."""
+    """Trainers are replaced by ones that answer when there is nothing more to begin.
+
+    Where the way is given, a GPU's first run still chooses the loader, by the memory that is free.
+    """
+    chosen = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(board_fill, "choose_machine", lambda config: chosen)
     asked: list[tuple[int, int, str]] = []
 
     class Told:
@@ -170,23 +183,28 @@ def test_of_runs_at_once_a_rows_others_wait_for_its_first(
         asked.append((0, 0, "answered"))
         yield from [(trainer, "done", trainer.found) for trainer in busy]
 
-    monkeypatch.setattr(time_to_accuracy, "crew", crew)
-    monkeypatch.setattr(time_to_accuracy, "answers", answers)
+    monkeypatch.setattr(board_fill, "crew", crew)
+    monkeypatch.setattr(board_fill, "answers", answers)
     monkeypatch.setattr(
         time_to_accuracy,
         "settle",
-        lambda record, recipe, *_: record.setdefault("at_once", []).append(
+        lambda recipe, *_: (
             {"arch": recipe.arch, "asked": 2, "at_once": 2, "ratio": 0.5, "failed": None}
             | {"alone_images_per_s": [1.0], "together_images_per_s": [2.0]}
         ),
     )
     out = tmp_path / "board.json"
-    done = bench(*TINY, "--data", data, "--out", out, "--epochs", "1,2", "--runs", "3", "--parallel", "2")
+    own = (*TINY, *given, "--data", data, "--out", out, "--epochs", "1,2", "--runs", "3", "--parallel", "2")
+    done = bench(*own)
     assert done.exit_code == 0, done.output
-    assert asked == [
-        *((1, 0, "auto"), (2, 0, "auto"), (0, 0, "answered")),
-        *((2, 1, "direct"), (1, 1, "winograd"), (1, 2, "winograd"), (2, 2, "direct"), (0, 0, "answered")),
-    ]
+    first = "direct" if given else "auto"
+    firsts = [(1, 0, first), (2, 0, first)]
+    if waits:
+        others = [(2, 1, "direct"), (1, 1, "winograd"), (1, 2, "winograd"), (2, 2, "direct")]
+        assert asked == [*firsts, (0, 0, "answered"), *others, (0, 0, "answered")]
+    else:
+        assert sorted(asked[:-1]) == [(epochs, seed, first) for epochs in (1, 2) for seed in range(3)]
+        assert asked[-1] == (0, 0, "answered")
 
 
 @pytest.mark.usefixtures("hears_hangups")
@@ -335,7 +353,7 @@ def test_a_long_board_says_so_before_it_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board_estimate, "measure_run_s", lambda recipe, config, data: 400.0)
-    monkeypatch.setattr(time_to_accuracy.Board, "fill", lambda *_: None)
+    monkeypatch.setattr(board_fill, "fill", lambda *_: None)
     own = (*TINY, "--data", data, "--out", tmp_path / "board.json", "--peer", "other=true")
     long = bench(*own, "--runs", "2")
     assert long.exit_code == 0
@@ -361,11 +379,14 @@ def test_a_row_that_lacks_memory_stops_no_board_before_it_starts(
     def lacking(*_: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
+    freed = []
     monkeypatch.setattr(board_run, "warm_up_step", lacking)
-    monkeypatch.setattr(time_to_accuracy.Board, "fill", lambda *_: None)
+    monkeypatch.setattr(board_run, "free_memory", lambda: freed.append(True))
+    monkeypatch.setattr(board_fill, "fill", lambda *_: None)
     done = bench(*TINY, "--data", data, "--out", tmp_path / "board.json", "--runs", "1")
     assert done.exit_code == 0, done.output
     assert "how long this will take is not known yet (1 row)" in done.output
+    assert freed, "what it held would have been missing to the first run's loader"
 
 
 def test_a_board_that_is_given_minutes_spends_none_on_how_long_it_takes(

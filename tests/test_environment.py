@@ -38,7 +38,7 @@ def test_a_source_without_git_is_told_by_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("device", "goes_on"), [("some GPU", True), ("one", False)])
 def test_a_gpus_board_goes_on_beside_another_processor(device: str, goes_on: bool) -> None:
-    """The same GPU may be lent with another host; what trains on the processor itself is of that one alone."""
+    """The same model of GPU may be beside another host; what trains on the processor itself is of that one alone."""
     earlier = environment(device, 2) | {"cpu": "one", "instructions": "avx"}
     here = environment(device if goes_on else "two", 4) | {"cpu": "two", "instructions": "sve"}
     then, now = ({"environment": each, "settings": {}, "command": "x"} for each in (earlier, here))

@@ -24,6 +24,8 @@ from fastresnet.loaders import dataset
 
 FAR = 120.0
 
+pytestmark = pytest.mark.usefixtures("signals_of_its_own")  # main takes signals for the process it is in
+
 # Stands for a measurement: a case every 50 ms, written each, gone on with.
 MEASURE = """
 import json, sys, time

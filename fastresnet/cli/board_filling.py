@@ -160,6 +160,7 @@ def complain_of_failures(board: Board, path: Path) -> None:
 
 def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -> None:
     from fastresnet.bench.board_estimate import estimate_s, num_looking
+    from fastresnet.bench.board_fill import fill
     from fastresnet.run import duration
     from fastresnet.words import counted
 
@@ -182,4 +183,4 @@ def _fill(board: Board, runs_dir: Path, started: float, minutes: float | None) -
         told = known if num_runs else f"how long this will take is not known yet ({counted(unknown, 'row')})"
         told += f"; compiling comes on top, once for each of {counted(looking, 'row')}" if looking else ""
         board.tell(f"{told}; it may be stopped at any moment, and the same command goes on")
-    board.fill(runs_dir, out_of_time)
+    fill(board, runs_dir, out_of_time)
