@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastresnet.assembly import choose_machine
+from fastresnet.assembly import resolve_machine
 from fastresnet.bench.at_once import shared
 from fastresnet.bench.board import ENERGY, WAY, row_of, runs_of
 from fastresnet.bench.board_run import train_once
@@ -38,7 +38,7 @@ def fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool] = lambda:
     Raises:
         Interrupted: a signal asked to stop; the run that was under way will be done again.
     """
-    meter = EnergyMeter(choose_machine(board.config).device)
+    meter = EnergyMeter(resolve_machine(board.config)[1])
     ours = (run for run in board.record["runs"] if row_of(run).recipe is not None)
     if not any(run["energy_j"] is not None for run in ours):
         board.record["energy"] = meter.obstacle or ENERGY
@@ -126,7 +126,7 @@ def _fill_at_once(board: Board, runs_dir: Path, out_of_time: Callable[[], bool])
 
     config = shared(board.config, board.parallel)
     # On a GPU a loader is chosen by the memory that is free, on a CPU always alike.
-    on_gpu = choose_machine(config).device.type == "cuda"
+    on_gpu = resolve_machine(config)[1].type == "cuda"
     chooses = any(getattr(config, key) == "auto" for key in (WAY if on_gpu else UNFOUND))
     under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}
     with crew(board.parallel, runs_dir) as free:

@@ -7,17 +7,20 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastresnet.assembly import Data, build_step, choose_machine, split_data
 from fastresnet.bench.energy import EnergyMeter
 from fastresnet.engine.listener import Listener, RunInfo
 from fastresnet.engine.machine import free_memory, memory_errors
+from fastresnet.engine.warmup import WarmUp
+from fastresnet.errors import UserError
 from fastresnet.recipe import Recipe
 from fastresnet.run import RunConfig, RunResult
 from fastresnet.training import train
 from fastresnet.training_warmup import warm_up_step
 
+T = TypeVar("T")
 TELL_EVERY_S = 20.0
 
 
@@ -43,10 +46,9 @@ def train_once(
     listener = _Watch(label, meter, tell)
     start, started = time.perf_counter(), datetime.datetime.now(datetime.UTC)
     try:
-        result = train(recipe, config, runs_dir=runs_dir, listener=listener)
+        result = _then_free(lambda: train(recipe, config, runs_dir=runs_dir, listener=listener))
     finally:
         shutil.rmtree(runs_dir, ignore_errors=True)
-        free_memory()
     after = None if meter is None else meter.read()
     used = None if after is None or listener.joules is None else after - listener.joules
     return outcome(result) | {
@@ -54,6 +56,22 @@ def train_once(
         "energy_j": used,
         "process_s": time.perf_counter() - start,
     }
+
+
+def _then_free(action: Callable[[], T]) -> T:
+    """Return what ``action`` returns, its memory free again, by which the next run's loader is chosen.
+
+    A failure holds what its frames held, such as a network too large. So it is over before, and told anew.
+    """
+    try:
+        found = action()
+    except UserError as error:
+        reason = str(error)
+    else:
+        free_memory()
+        return found
+    free_memory()
+    raise UserError(reason)
 
 
 def outcome(result: RunResult) -> dict[str, Any]:
@@ -115,11 +133,12 @@ def measure_run_s(recipe: Recipe, config: RunConfig, data: Data) -> float:
     train_split, test = data.splits["train"], data.splits["test"]
     num_train = len(train_split.members)
     steps = max(1, num_train // recipe.batch_size)
-    try:
+
+    def warm_up() -> WarmUp:
         with memory_errors(recipe):
-            found = warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
-    finally:  # also of what was too large: a run's loader is chosen by what memory is free
-        free_memory()
+            return warm_up_step(build_step(recipe, chosen, data, steps), recipe, chosen, data)
+
+    found = _then_free(warm_up)
     sizes = recipe.image_sizes(data.dataset.image_size)
     # an evaluation is a third of a training step's work an image, at full size
     evaluating = len(test.members) / (3 * num_train * config.eval_every)

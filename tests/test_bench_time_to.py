@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -157,8 +158,7 @@ def test_of_runs_at_once_a_rows_others_wait_for_its_first(
 
     Where the way is given, a GPU's first run still chooses the loader, by the memory that is free.
     """
-    chosen = SimpleNamespace(device=torch.device(device))
-    monkeypatch.setattr(board_fill, "choose_machine", lambda config: chosen)
+    monkeypatch.setattr(board_fill, "resolve_machine", lambda config: (config, torch.device(device)))
     asked: list[tuple[int, int, str]] = []
 
     class Told:
@@ -376,17 +376,28 @@ def test_a_row_that_lacks_memory_stops_no_board_before_it_starts(
 ) -> None:
     """What measures how long it takes was not told from a fault of ours."""
 
-    def lacking(*_: Any) -> Any:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    held: list[weakref.ref[Any]] = []
+
+    def lacking(*_: Any, **__: Any) -> Any:
+        network = torch.nn.Linear(1, 1)
+        held.append(weakref.ref(network))
+        reason = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        try:
+            raise RuntimeError(reason)
+        except RuntimeError as error:
+            if len(held) > 1:
+                raise UserError(reason) from error  # as a training does
+            raise
 
     freed = []
     monkeypatch.setattr(board_run, "warm_up_step", lacking)
-    monkeypatch.setattr(board_run, "free_memory", lambda: freed.append(True))
-    monkeypatch.setattr(board_fill, "fill", lambda *_: None)
+    monkeypatch.setattr(board_run, "train", lacking)
+    monkeypatch.setattr(board_run, "free_memory", lambda: freed.append([each() for each in held]))
     done = bench(*TINY, "--data", data, "--out", tmp_path / "board.json", "--runs", "1")
-    assert done.exit_code == 0, done.output
     assert "how long this will take is not known yet (1 row)" in done.output
-    assert freed, "what it held would have been missing to the first run's loader"
+    assert "not all could be measured" in refusal(done) and "can't allocate memory" in refusal(done)
+    # What they held would have been missing to the next run's loader.
+    assert freed == [[None], [None, None]]
 
 
 def test_a_board_that_is_given_minutes_spends_none_on_how_long_it_takes(
