@@ -164,3 +164,12 @@ def test_what_the_page_says_of_r0s_own_recipe() -> None:
     assert f"and {ours.accuracy:.4f} after 15" in text
     assert f"brings resnet8 to {theirs.accuracy:.4f} in 30 epochs" in text
     assert f"end {100 * found.difference:.2f} ± {100 * found.difference_half:.2f} points above" in text
+    fresh = json.loads((RECORDS / "time-to-fast-15-r0-30-fresh-resnet8-j75-cpu.json").read_bytes())
+    ours, theirs = sorted(standings(fresh), key=lambda line: line.row.recipe or "")
+    (found,) = compare(fresh, theirs.row)
+    assert found.difference_half is not None and found.difference > found.difference_half
+    assert (ours.runs, theirs.runs) == (3, 3) and min(run["seed"] for run in fresh["runs"]) == 20
+    assert (
+        f"ends at {ours.accuracy:.4f} ({ours.accuracy_sd:.4f}) and R0's own recipe at {theirs.accuracy:.4f} "
+        f"({theirs.accuracy_sd:.4f}), {100 * found.difference:.2f} ± {100 * found.difference_half:.2f} points apart"
+    ) in text
