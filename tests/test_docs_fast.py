@@ -173,3 +173,12 @@ def test_what_the_page_says_of_r0s_own_recipe() -> None:
         f"ends at {ours.accuracy:.4f} ({ours.accuracy_sd:.4f}) and R0's own recipe at {theirs.accuracy:.4f} "
         f"({theirs.accuracy_sd:.4f}), {100 * found.difference:.2f} ± {100 * found.difference_half:.2f} points apart"
     ) in text
+
+
+def test_what_is_said_of_both_protocols() -> None:
+    record = json.loads((RECORDS / "time-to-0.86-fast-10-resnet8-j75-cpu.json").read_bytes())
+    (line,) = standings(record)
+    assert line.verdict == "reaches" and line.crossed == line.runs and record["settings"]["target"] == 0.86
+    text = " ".join((ROOT / "docs" / "bench.md").read_text().split())
+    assert f"mean {line.accuracy:.4f}, lower bound {line.accuracy_low:.4f}) in {line.seconds:.0f} s" in text
+    assert f"first crosses it after {line.crossing_s:.0f} (" in text
