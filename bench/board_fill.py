@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastresnet.assembly import resolve_machine
 from fastresnet.bench.at_once import shared
 from fastresnet.bench.board import ENERGY, WAY, row_of, runs_of
@@ -38,13 +40,14 @@ def fill(board: Board, runs_dir: Path, out_of_time: Callable[[], bool] = lambda:
     Raises:
         Interrupted: a signal asked to stop; the run that was under way will be done again.
     """
-    meter = EnergyMeter(resolve_machine(board.config)[1])
+    _, device = resolve_machine(board.config)
+    meter = EnergyMeter(device)
     ours = (run for run in board.record["runs"] if row_of(run).recipe is not None)
     if not any(run["energy_j"] is not None for run in ours):
         board.record["energy"] = meter.obstacle or ENERGY
     while (jobs := board.jobs()) and not out_of_time():
         if any(job.row.at_once > 1 for job in jobs):
-            _fill_at_once(board, runs_dir, out_of_time)
+            _fill_at_once(board, device, runs_dir, out_of_time)
             continue
         for job in jobs:
             if out_of_time() or job.seed != jobs[0].seed:  # a row that lags catches up first
@@ -110,7 +113,9 @@ def _config(board: Board, job: Job, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"seed": job.seed, **found})
 
 
-def _fill_at_once(board: Board, runs_dir: Path, out_of_time: Callable[[], bool]) -> None:
+def _fill_at_once(
+    board: Board, device: torch.device, runs_dir: Path, out_of_time: Callable[[], bool]
+) -> None:
     """Do the runs of the rows that are run at once; as one ends, the next begins."""
 
     def waiting() -> list[Job]:
@@ -126,8 +131,7 @@ def _fill_at_once(board: Board, runs_dir: Path, out_of_time: Callable[[], bool])
 
     config = shared(board.config, board.parallel)
     # On a GPU a loader is chosen by the memory that is free, on a CPU always alike.
-    on_gpu = resolve_machine(config)[1].type == "cuda"
-    chooses = any(getattr(config, key) == "auto" for key in (WAY if on_gpu else UNFOUND))
+    chooses = any(getattr(config, key) == "auto" for key in (WAY if device.type == "cuda" else UNFOUND))
     under_way: dict[Trainer, tuple[Job, dict[str, Any]]] = {}
     with crew(board.parallel, runs_dir) as free:
         while True:
